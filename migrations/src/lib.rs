@@ -1,0 +1,20 @@
+//! The database schema, one file a step. A step is frozen once it is released; it imports no entity.
+
+use sea_orm_migration::prelude::*;
+
+mod m20261123_000001_accounts;
+mod m20261123_000002_prompts;
+mod m20261123_000003_runs;
+
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![
+            Box::new(m20261123_000001_accounts::Migration),
+            Box::new(m20261123_000002_prompts::Migration),
+            Box::new(m20261123_000003_runs::Migration),
+        ]
+    }
+}

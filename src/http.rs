@@ -1,0 +1,1 @@
+//! The front door's HTTP: it translates, and decides nothing.

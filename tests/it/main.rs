@@ -1,0 +1,15 @@
+//! Black-box suites: the real binary, real Redis and PostgreSQL, a scripted provider. One binary, so that it links once.
+
+mod accounts;
+mod architecture;
+mod cli;
+mod config;
+mod conformance;
+mod contract;
+mod faults;
+mod ledger;
+mod limits;
+mod openai;
+mod prompts;
+mod server;
+mod support;

@@ -1,0 +1,6 @@
+//! What the suites share: throw-away services, the binary under test, a scripted provider.
+
+pub mod app;
+pub mod postgres;
+pub mod provider;
+pub mod redis;

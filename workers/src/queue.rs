@@ -1,0 +1,330 @@
+//! The queue: who runs what, and when. It dispatches and remembers nothing that the ledger does not know.
+//!
+//! # The protocol
+//!
+//! A run is *ready* (waits in a list of its lane, limit scope and account), *delayed* (waits for a moment), *leased* (one worker
+//! has the right to it until its lease ends), or *done* (a tombstone that stops a late copy from coming back to life).
+//!
+//! 1. **Enqueue** admits a run (limits of its account and key, depth and bytes of the queue), puts it in its list and wakes
+//!    as many idle workers as there is new work. Enqueueing an id that the queue knows changes nothing.
+//! 2. **Claim** hands out up to `free` runs. Lanes share by weight 8:3:1 with ageing, accounts inside a lane take turns by the
+//!    cost of what they ran. A run is handed out only when its scope has a free concurrency slot, a request and
+//!    its tokens left in the last minute, and is not paused; the claim takes them all in the same step, together with a lease and
+//!    a new **fence**. The answer also says when a run that was held back could go.
+//! 3. **Heartbeat** renews the leases (and slots) that the worker still owns, and reports cancellation.
+//! 4. **Stash** stores the ending of a run under its fence, frees its slot, settles its tokens, and sends the ending to the
+//!    front door that waits, all in one step. From here on the run has ended: nobody can cancel it or call a model for it again.
+//! 5. The ledger is written. Then **finish** drops the lease and leaves the tombstone.
+//! 6. **Release** gives a leased run back: to be retried after a while, or handed back uncounted when a worker drains.
+//! 7. **Reap** takes over what its owner lost: a lease that ran out, a deadline that passed in the queue. The reaper becomes
+//!    the owner, under a new fence, and is told what is left to do ([`Work`]).
+//! 8. **Cancel** takes a waiting run over in the same way (its ending is stashed in the same step), or flags a leased one and tells its owner.
+//! 9. The **reconciler** asks which unfinished rows of the ledger the queue does not know ([`Queue::missing`]) and restores them.
+//!
+//! Every step is atomic, fenced where it changes a leased run, and safe to repeat: whoever dies between two of them leaves a lease
+//! that runs out, and the reaper finds in the run itself what to do next.
+//!
+//! Fences come from the queue's clock in microseconds and never fall behind the last one of the run, so that they keep growing even when
+//! the queue lost everything it knew.
+
+pub mod embedded;
+pub mod redis;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::{Attempt, Ending, Fence, FrontDoorId, Job, Lane, Outcome, RunId, UnixMillis, WorkerId};
+
+/// How long a worker owns a run without a heartbeat.
+pub const LEASE: Duration = Duration::from_secs(15);
+/// How often a worker renews its leases.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// When a worker that could not renew gives its runs up by its own clock, before anybody else may take them.
+pub const SELF_ABORT: Duration = Duration::from_secs(12);
+/// A run that lost more leases than this in a call is poison: it ends as failed and is listed as dead.
+pub const MAX_LOSSES: u32 = 3;
+
+/// The store behind the queue does not answer. Nothing is known about whether the step was done; every step may be repeated.
+#[derive(Debug, thiserror::Error)]
+#[error("the queue store is unreachable")]
+pub struct Unreachable(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// A run on its way into the queue.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    pub job: Arc<Job>,
+    /// Who waits for the ending; `None` when nobody does.
+    pub reply_to: Option<FrontDoorId>,
+}
+
+/// Limits that a new run must meet.
+#[derive(Clone, Debug, Default)]
+pub struct Admission {
+    /// Requests a minute; all must have room, and all are charged together.
+    pub rules: Vec<RateRule>,
+    /// Runs that wait, at most.
+    pub max_depth: u64,
+    /// Bytes of waiting jobs, at most.
+    pub max_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateRule {
+    /// What the limit is called in the `RateLimit` header: `account` or `key`.
+    pub name: &'static str,
+    /// Whose requests are counted: the id of the account or key.
+    pub subject: String,
+    pub per_minute: u32,
+}
+
+/// What is left of a [`RateRule`] after this request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLeft {
+    pub name: &'static str,
+    pub per_minute: u32,
+    pub remaining: u32,
+    /// Until the oldest request counted leaves the minute; zero when none is counted.
+    pub reset: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// The run may go on (and is in the queue, when it was enqueued).
+    Yes { rates: Vec<RateLeft> },
+    /// A rule has no request left; nothing was charged.
+    Limited { rule: &'static str, after: Duration, rates: Vec<RateLeft> },
+    /// Too many runs, or bytes, wait already; nothing was charged.
+    Full { after: Duration },
+}
+
+/// A limit scope: a provider, with what it allows. `None` is no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScopeLimits {
+    pub scope: String,
+    pub max_concurrency: Option<u32>,
+    pub requests_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u64>,
+}
+
+/// Leased runs, and when to ask again.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    pub claims: Vec<Claim>,
+    /// When a run that was held back by a limit or a delay could go; `None` when none is.
+    pub next: Option<Duration>,
+}
+
+/// The right to one run under one fence.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub job: Arc<Job>,
+    pub fence: Fence,
+    /// The number of the attempt that a call would be, from 1.
+    pub attempt: i32,
+    /// Index into [`Job::targets`].
+    pub target: usize,
+    /// How long the run waited since it was last ready, in milliseconds.
+    pub queue_ms: u64,
+    /// When a worker first took the run; now, for the first one.
+    pub started_at: UnixMillis,
+    pub work: Work,
+}
+
+/// What is left to do for a claimed run.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// Call the model.
+    Call,
+    /// The deadline passed while it waited: end it as expired.
+    Expire,
+    /// It was cancelled while its owner was lost: end it as cancelled.
+    Cancel,
+    /// Its ending was stashed: write that to the ledger, and make no call.
+    Record(Box<Ending>),
+    /// A worker lost it in a call: record the lost attempt, then release it.
+    Lost(LostCall),
+    /// As `Lost`, and it was lost too often: end it as failed with `poison`.
+    Poison(LostCall),
+}
+
+/// A call whose worker is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostCall {
+    pub worker: WorkerId,
+    pub fence: Fence,
+    pub attempt: i32,
+    pub started_at: UnixMillis,
+}
+
+/// What became of a step on a leased run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The lease was ours and the step is done.
+    Done,
+    /// The run has another owner, or has ended; nothing changed.
+    Elsewhere,
+    /// The queue knows no such run (it lost its memory); nothing changed.
+    Unknown,
+}
+
+/// The answer to a heartbeat, for one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    Held,
+    /// Still ours, and somebody wants it to end.
+    Cancel,
+    /// No longer ours.
+    Lost,
+}
+
+/// How a leased run is given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Ready again after a while, for another attempt at the given target.
+    Retry { after: Duration, target: usize },
+    /// Ready at once, in front, as if it had not been claimed.
+    HandBack,
+}
+
+/// What a cancellation found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Cancelled {
+    /// The run was waiting. Its ending is stashed and sent; the canceller owns it, writes it to the ledger and finishes it.
+    Ended(Box<Ending>),
+    /// A worker has it, was told, and will end it.
+    Signalled,
+    /// It has ended already.
+    Finished,
+    /// The queue does not know it.
+    Unknown,
+}
+
+/// A run that the ledger knows and the queue does not.
+#[derive(Clone, Debug)]
+pub struct Restored {
+    pub job: Arc<Job>,
+    /// Attempts that are recorded already.
+    pub attempts: i32,
+}
+
+/// A run in the queue, as its status shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    pub leased: bool,
+    pub started_at: Option<UnixMillis>,
+}
+
+/// A message to a front door.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Ended(Box<Ending>),
+    /// The connection was broken: endings may have been missed, ask for what is outstanding.
+    Resumed,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneStats {
+    pub ready: u64,
+    /// Age of the run that waits longest, in milliseconds.
+    pub oldest_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// In the order of [`Lane::ALL`].
+    pub lanes: [LaneStats; Lane::ALL.len()],
+    pub delayed: u64,
+    pub leased: u64,
+    pub bytes: u64,
+    pub paused: bool,
+}
+
+#[async_trait]
+pub trait Queue: Send + Sync + 'static {
+    /// Admits, without enqueueing: for a run whose row must be committed first.
+    async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable>;
+
+    /// Enqueues a run; with `admission`, only if it is admitted, in the same step.
+    async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable>;
+
+    /// Leases up to `free` runs of the given scopes to `worker`.
+    async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable>;
+
+    /// Returns when there may be something to claim, or after `at_most`. Only one caller a process waits at a time.
+    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable>;
+
+    /// Renews leases and slots; answers in the order of `held`.
+    async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable>;
+
+    /// Stores the ending, frees the slot, settles the tokens and sends the ending to whoever waits.
+    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable>;
+
+    /// Drops the leases of recorded runs and leaves tombstones.
+    async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable>;
+
+    /// Gives a leased run back.
+    async fn release(&self, run: RunId, fence: Fence, how: Release) -> Result<Held, Unreachable>;
+
+    /// Takes over up to `limit` runs whose lease or deadline has passed.
+    async fn reap(&self, worker: WorkerId, limit: usize) -> Result<Vec<Claim>, Unreachable>;
+
+    /// Ends a run from outside, as [`Outcome::Cancelled`] or [`Outcome::Expired`].
+    async fn cancel(&self, run: RunId, outcome: Outcome) -> Result<Cancelled, Unreachable>;
+
+    /// Holds all runs of a scope back for a while: its provider said so.
+    async fn pause_scope(&self, scope: &str, after: Duration) -> Result<(), Unreachable>;
+
+    /// Which of these runs the queue does not know, tombstones included.
+    async fn missing(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable>;
+
+    /// Puts runs back that the queue does not know; others are left as they are.
+    async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable>;
+
+    /// Whether the queue has lost its memory (or is new) since this was last asked by anyone; the answer is given once.
+    async fn was_reset(&self) -> Result<bool, Unreachable>;
+
+    /// Where a run is; `None` when the queue does not know it or it has ended.
+    async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable>;
+
+    /// Starts to receive the endings that are sent to a front door. They stop with the token.
+    async fn replies(
+        &self,
+        front_door: FrontDoorId,
+        stop: CancellationToken,
+    ) -> Result<mpsc::Receiver<Reply>, Unreachable>;
+
+    /// Starts to hear of cancellations of leased runs, anybody's. They stop with the token. May miss some: heartbeats tell them too.
+    async fn cancellations(&self, stop: CancellationToken) -> Result<mpsc::Receiver<RunId>, Unreachable>;
+
+    /// Stops, or starts again, handing out runs to all workers.
+    async fn set_paused(&self, paused: bool) -> Result<(), Unreachable>;
+
+    async fn stats(&self) -> Result<QueueStats, Unreachable>;
+
+    /// Answers when the store does.
+    async fn ping(&self) -> Result<(), Unreachable>;
+}
+
+/// The ending of a run that no worker had: for queues, when a waiting run is cancelled or expires.
+pub(crate) fn ending_in_queue(
+    job: &Job,
+    fence: Fence,
+    outcome: Outcome,
+    now: UnixMillis,
+    attempt: Option<Attempt>,
+) -> Ending {
+    Ending {
+        v: crate::job::WIRE_VERSION,
+        run: job.id,
+        fence,
+        outcome,
+        model: job.targets.first().map(|target| target.model.clone()).unwrap_or_default(),
+        started_at: None,
+        finished_at: now,
+        queue_ms: now.since(job.created_at),
+        attempt,
+    }
+}
