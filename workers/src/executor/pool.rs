@@ -122,7 +122,10 @@ impl Pool {
 
     fn tell_if_empty(&mut self) {
         if self.leases.is_empty() {
-            self.empty.drain(..).for_each(|told| drop(told.send(())));
+            for told in self.empty.drain(..) {
+                // Whoever stopped waiting needs no answer.
+                let _ = told.send(());
+            }
         }
     }
 
@@ -279,7 +282,9 @@ impl Handler<Drain> for Pool {
             })
             .map(|handed_back, act, _| {
                 if let Some(crew) = act.crew.take() {
-                    crew.arbiters.iter().for_each(|arbiter| drop(arbiter.stop()));
+                    for arbiter in crew.arbiters {
+                        arbiter.stop();
+                    }
                 }
                 handed_back
             });

@@ -41,7 +41,10 @@ impl Recorder {
             return;
         }
         if self.pending.is_empty() {
-            self.idle.drain(..).for_each(|told| drop(told.send(())));
+            for told in self.idle.drain(..) {
+                // Whoever stopped waiting needs no answer.
+                let _ = told.send(());
+            }
             return;
         }
         self.flushing = true;
