@@ -98,7 +98,8 @@ async fn an_embedded_server_killed_with_accepted_runs_loses_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_hands_back_what_it_cannot_finish() {
-    let config = "[server]\ndrain_timeout_ms = 1000\n[[provider]]\nname = \"demo\"\nkind = \"demo\"\ndemo_delay_ms = 4000\n";
+    let config =
+        "[server]\ndrain_timeout_ms = 1000\n[[provider]]\nname = \"demo\"\nkind = \"demo\"\ndemo_delay_ms = 4000\n";
     let mut app = App::shaped(Shape { config: config.into(), ..Shape::of(Mode::Distributed) }).await;
     app.import_prompt(SLOW_PROMPT);
     let ids = accept(&app, 10).await;

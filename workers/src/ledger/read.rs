@@ -15,11 +15,11 @@ const MAX_IDS: usize = 500;
 
 pub(super) async fn find(store: &Store, account: AccountId, run: RunId) -> Result<Option<RunRecord>, LedgerError> {
     let row = store
-        .read(async |db| {
+        .read(|db| async move {
             runs::Entity::find_by_id(run.0)
                 .filter(runs::Column::Account.eq(account.0))
                 .into_partial_model::<runs::Row>()
-                .one(db)
+                .one(&db)
                 .await
         })
         .await?;
@@ -61,7 +61,12 @@ struct Unfinished {
 
 pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<Restored>, LedgerError> {
     let select = select_unfinished().filter(runs::Column::Id.eq(run.0));
-    let row = store.read(async |db| select.clone().into_model::<Unfinished>().one(db).await).await?;
+    let row = store
+        .read(|db| {
+            let select = select.clone();
+            async move { select.into_model::<Unfinished>().one(&db).await }
+        })
+        .await?;
     let Some(row) = row else { return Ok(None) };
     let job = row.job.as_deref().map(|job| Job::decode(job.as_bytes()));
     match job {
@@ -88,7 +93,12 @@ async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Res
     if let Some(after) = after {
         select = select.filter(runs::Column::Id.gt(after.0));
     }
-    Ok(store.read(async |db| select.clone().into_model::<Unfinished>().all(db).await).await?)
+    Ok(store
+        .read(|db| {
+            let select = select.clone();
+            async move { select.into_model::<Unfinished>().all(&db).await }
+        })
+        .await?)
 }
 
 pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
@@ -96,13 +106,11 @@ pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>
     for ids in runs.chunks(MAX_IDS) {
         let ids: Vec<Uuid> = ids.iter().map(|run| run.0).collect();
         let rows = store
-            .read(async |db| {
-                runs::Entity::find()
+            .read(|db| {
+                let ended = runs::Entity::find()
                     .filter(runs::Column::Id.is_in(ids.iter().copied()))
-                    .filter(runs::Column::FinishedAt.is_not_null())
-                    .into_partial_model::<runs::Row>()
-                    .all(db)
-                    .await
+                    .filter(runs::Column::FinishedAt.is_not_null());
+                async move { ended.into_partial_model::<runs::Row>().all(&db).await }
             })
             .await?;
         let ended: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
@@ -121,13 +129,12 @@ async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<A
         return Ok(HashMap::new());
     }
     let rows = store
-        .read(async |db| {
-            attempts::Entity::find()
+        .read(|db| {
+            let calls = attempts::Entity::find()
                 .filter(attempts::Column::Run.is_in(runs.iter().copied()))
                 .order_by_asc(attempts::Column::Number)
-                .order_by_asc(attempts::Column::Fence)
-                .all(db)
-                .await
+                .order_by_asc(attempts::Column::Fence);
+            async move { calls.all(&db).await }
         })
         .await?;
     let mut attempts: HashMap<Uuid, Vec<Attempt>> = HashMap::new();

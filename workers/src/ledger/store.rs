@@ -56,8 +56,11 @@ impl Store {
     }
 
     /// Runs a query against the database.
-    pub async fn read<T>(&self, query: impl AsyncFn(&DatabaseConnection) -> Result<T, DbErr>) -> Result<T, DbErr> {
-        self.answered(|| query(&self.db)).await
+    pub async fn read<T, Q>(&self, query: impl Fn(DatabaseConnection) -> Q) -> Result<T, DbErr>
+    where
+        Q: Future<Output = Result<T, DbErr>>,
+    {
+        self.answered(|| query(self.db.clone())).await
     }
 
     pub async fn ping(&self) -> Result<(), DbErr> {

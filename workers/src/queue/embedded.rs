@@ -157,7 +157,7 @@ impl Queue for EmbeddedQueue {
     async fn cancel(&self, run: RunId, outcome: Outcome) -> Result<Cancelled, Unreachable> {
         let (cancelled, reply_to) = self.step(|state, now| state.cancel(run, outcome, now));
         match &cancelled {
-            Cancelled::Ended(ending) => {
+            Cancelled::Ended { ending, .. } => {
                 if let Some(front_door) = reply_to {
                     self.doors.send(front_door, || Reply::Ended(ending.clone()));
                 }

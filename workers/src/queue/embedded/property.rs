@@ -451,7 +451,7 @@ impl World {
         let expires = self.now.at + LEASE;
         let known = self.runs.get_mut(&id).unwrap();
         match (&mut known.life, cancelled) {
-            (Life::Waiting, Cancelled::Ended(ending)) => {
+            (Life::Waiting, Cancelled::Ended { ending, .. }) => {
                 assert!(ending.fence > self.last_fence);
                 self.last_fence = ending.fence;
                 self.given.push(Given { worker: 0, run: id, fence: ending.fence });

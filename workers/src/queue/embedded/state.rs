@@ -294,7 +294,7 @@ impl State {
         if let Some(lease) = run.lease_mut() {
             lease.ending = Some(ending.clone());
         }
-        (Cancelled::Ended(ending), run.reply_to)
+        (Cancelled::Ended { job: run.job.clone(), ending }, run.reply_to)
     }
 
     pub(super) fn pause_scope(&mut self, scope: &str, after: Duration, now: Now) {
