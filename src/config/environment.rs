@@ -21,16 +21,13 @@ pub(super) fn parse(environment: &HashMap<String, String>, problems: &mut Vec<St
             continue;
         }
         let Some(key) = KEYS.iter().find(|key| key.short_env == Some(name.as_str()) || key.env() == *name) else {
-            problems.push(format!("environment variable {name} is not one that Prompt Manager knows{}", suggestion(name)));
+            problems
+                .push(format!("environment variable {name} is not one that Prompt Manager knows{}", suggestion(name)));
             continue;
         };
-        let given =
-            Given { value: Value::Untyped(value.clone()), source: Source::Environment(name.clone()) };
+        let given = Given { value: Value::Untyped(value.clone()), source: Source::Environment(name.clone()) };
         if let Some(Given { source: Source::Environment(other), .. }) = values.insert(key.name.to_owned(), given) {
-            problems.push(format!(
-                "environment variables {other} and {name} both set {}: unset one of them",
-                key.name
-            ));
+            problems.push(format!("environment variables {other} and {name} both set {}: unset one of them", key.name));
         }
     }
     values

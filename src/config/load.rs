@@ -76,8 +76,7 @@ impl Config {
         let Reader { problems, settings, .. } = reader;
         match sections {
             Ok(sections) if problems.is_empty() => {
-                let config =
-                    Config { file: path, providers: providers.settings, models, unlisted_models, ..sections };
+                let config = Config { file: path, providers: providers.settings, models, unlisted_models, ..sections };
                 Ok(Loaded { config, settings })
             }
             _ => Err(ConfigError { problems }),
@@ -199,8 +198,7 @@ fn limits(reader: &mut Reader) -> Result<LimitsConfig, Reported> {
     let async_timeout = reader.required("limits.async_timeout_ms", value::millis);
     let max_rendered_bytes = reader.required("limits.max_rendered_bytes", value::whole(1..=1 << 30));
     let max_timeout = max_timeout?;
-    for (key, timeout) in
-        [("limits.default_timeout_ms", &default_timeout), ("limits.async_timeout_ms", &async_timeout)]
+    for (key, timeout) in [("limits.default_timeout_ms", &default_timeout), ("limits.async_timeout_ms", &async_timeout)]
     {
         if timeout.as_ref().is_ok_and(|timeout| *timeout > max_timeout) {
             at_most(reader, key, "limits.max_timeout_ms");

@@ -89,9 +89,8 @@ impl Reader {
                 let hidden = matches!(kind, Kind::Secret | Kind::Url);
                 let found = match (found, &value) {
                     (Some(found), _) => found,
-                    (None, Value::Untyped(text) | Value::Text(text)) if hidden && !text.is_empty() => {
-                        "something else (not shown)".to_owned()
-                    }
+                    (None, Value::Untyped(text) | Value::Text(text)) if text.is_empty() => "empty".to_owned(),
+                    (None, _) if hidden => "something else (not shown)".to_owned(),
                     (None, value) => value.to_string(),
                 };
                 self.report(format!("{label} ({source}) must be {expected}, but is {found}"))

@@ -167,7 +167,8 @@ fn api_key(
     directory: &Path,
 ) -> Result<(Option<Secret>, Option<String>), Reported> {
     if let (Some(_), Some(file)) = (entry.values.get("api_key_env"), entry.values.get("api_key_file")) {
-        let problem = format!("{} ({}) and api_key_env exclude each other: keep one", entry.label("api_key_file"), file.source);
+        let problem =
+            format!("{} ({}) and api_key_env exclude each other: keep one", entry.label("api_key_file"), file.source);
         return reader.report(problem);
     }
     if !entry.values.contains_key("api_key_file") {
@@ -219,11 +220,7 @@ fn header_safe(reader: &mut Reader, label: &str, text: &str, source: Source) -> 
     Ok(Secret::new(text))
 }
 
-fn model(
-    reader: &mut Reader,
-    mut entry: Entry,
-    providers: &Providers,
-) -> Result<ModelConfig, Reported> {
+fn model(reader: &mut Reader, mut entry: Entry, providers: &Providers) -> Result<ModelConfig, Reported> {
     let upstream = entry.name.clone();
     entry.default("upstream", &upstream);
     let provider = entry.required(reader, "provider", value::name);
@@ -246,7 +243,11 @@ fn model(
         (None, None) => None,
         (input, _) => {
             let missing = if input.is_some() { "output_usd_per_million" } else { "input_usd_per_million" };
-            return reader.report(format!("{} ({}) must be set too: a price has two parts", entry.label(missing), entry.source));
+            return reader.report(format!(
+                "{} ({}) must be set too: a price has two parts",
+                entry.label(missing),
+                entry.source
+            ));
         }
     };
     Ok(ModelConfig {
@@ -291,7 +292,8 @@ fn named(
             }
         };
         if let Some(first) = named.iter().find(|entry| entry.name == name) {
-            let problem = format!("{table} {name:?} ({}) is there already ({}): names are unique", given.source, first.source);
+            let problem =
+                format!("{table} {name:?} ({}) is there already ({}): names are unique", given.source, first.source);
             reader.problems.push(problem);
             continue;
         }
@@ -320,7 +322,8 @@ impl Entry {
     fn refuse(&self, reader: &mut Reader, keys: &[&str]) {
         for key in keys {
             if let Some(given) = self.values.get(*key) {
-                let problem = format!("{} ({}) means nothing for a provider of this kind", self.label(key), given.source);
+                let problem =
+                    format!("{} ({}) means nothing for a provider of this kind", self.label(key), given.source);
                 reader.problems.push(problem);
             }
         }

@@ -156,7 +156,8 @@ pub(super) fn words(value: &Value, allowed: &[&'static str]) -> Result<Vec<Strin
 pub(super) fn url(value: &Value, schemes: &[&'static str]) -> Result<Secret, Wrong> {
     let text = text(value).unwrap_or_default();
     let scheme = text.split_once(':').map_or("", |(scheme, _)| scheme);
-    let wrong = |found: Option<String>| Wrong { expected: format!("a URL that begins with {}:", schemes.join(": or ")), found };
+    let wrong =
+        |found: Option<String>| Wrong { expected: format!("a URL that begins with {}:", schemes.join(": or ")), found };
     if !schemes.contains(&scheme) {
         // A password may sit anywhere in a text that is not the URL we know, even where its scheme should be.
         let plain = !scheme.is_empty() && scheme.len() <= 12 && scheme.chars().all(|c| c.is_ascii_alphanumeric());
@@ -199,9 +200,8 @@ pub(super) fn nano_dollars(value: &Value) -> Result<u64, Wrong> {
         Value::Float(digits) | Value::Untyped(digits) => digits.clone(),
         _ => String::new(),
     };
-    scaled(&digits, 9).ok_or_else(|| {
-        Wrong::expected("a price in US dollars of at least 0 with at most nine decimals, such as 2.5")
-    })
+    scaled(&digits, 9)
+        .ok_or_else(|| Wrong::expected("a price in US dollars of at least 0 with at most nine decimals, such as 2.5"))
 }
 
 /// `digits` times ten to the power of `scale`, when that is a whole number that fits.
@@ -278,7 +278,8 @@ mod tests {
         assert_eq!(price("1.5E+2"), Some(150_000_000_000));
         assert_eq!(price("0.0"), Some(0));
         assert_eq!(price("+3.0"), Some(3_000_000_000));
-        for refused in ["-1.0", "-0.5", "nan", "inf", "+inf", "-inf", "0.0000000001", "1e300", "1e99999999999", "", "."] {
+        for refused in ["-1.0", "-0.5", "nan", "inf", "+inf", "-inf", "0.0000000001", "1e300", "1e99999999999", "", "."]
+        {
             assert_eq!(price(refused), None, "{refused}");
         }
         assert_eq!(nano_dollars(&Value::Integer(10)).ok(), Some(10_000_000_000));
