@@ -18,7 +18,8 @@ use self::{config::ConfigCommand, error::CliError, migrate::MigrateArgs, output:
 use crate::config::{Config, ENV_PREFIX, Flags, Inputs};
 
 /// Runs managed prompts as a service.
-#[derive(Debug, Parser)]
+// No `Debug` here and on the flags: a database URL may hold a password.
+#[derive(Parser)]
 #[command(name = "prompt-manager", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 69 a server does not answer, \
                         70 internal error, 78 wrong configuration.")]
@@ -33,7 +34,7 @@ pub struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
     /// Bring the database's schema up to this version
     Migrate {
@@ -60,14 +61,14 @@ enum Command {
     Run(RunArgs),
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 struct ListenFlags {
     /// Where the API is served, as IP:PORT
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Option<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 struct StoreFlags {
     /// The database: sqlite://… or postgres://…
     #[arg(long, global = true, value_name = "URL")]

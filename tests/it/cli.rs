@@ -292,7 +292,7 @@ fn run_says_what_the_server_said() {
     );
     refused("500 Internal Server Error", r#"{"error":"It broke","code":"x","retryable":true}"#, 69, "It broke (x)");
     refused("502 Bad Gateway", "<html>", 69, "the server answered 502 Bad Gateway without saying why");
-    refused("200 OK", "{}", 69, "the server answered 200 OK without a output: is it Prompt Manager?");
+    refused("200 OK", "{}", 69, "the server answered 200 OK without `output`: is it Prompt Manager?");
 
     let (address, _server) = answering("403 Forbidden", r#"{"success":false,"error":"No","code":"plan"}"#);
     let ran = client(address).run(&["run", "x", "--json"]);
