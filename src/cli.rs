@@ -12,7 +12,7 @@ pub mod run;
 use std::{collections::HashMap, env, future::Future, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 
 use self::{config::ConfigCommand, error::CliError, migrate::MigrateArgs, output::Output, run::RunArgs};
 use crate::config::{Config, ENV_PREFIX, Flags, Inputs};
@@ -143,18 +143,11 @@ fn start_command(inputs: &Inputs) -> Result<Config, CliError> {
 }
 
 fn one_thread(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
-    block_on(runtime::Builder::new_current_thread(), command)
+    build(runtime::Builder::new_current_thread())?.block_on(command)
 }
 
-fn block_on(
-    mut builder: runtime::Builder,
-    command: impl Future<Output = Result<(), CliError>>,
-) -> Result<(), CliError> {
-    let runtime = builder
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::Software(format!("the threads cannot be started: {error}")))?;
-    runtime.block_on(command)
+fn build(mut builder: runtime::Builder) -> Result<Runtime, CliError> {
+    builder.enable_all().build().map_err(|error| CliError::Software(format!("the threads cannot be started: {error}")))
 }
 
 #[cfg(test)]
