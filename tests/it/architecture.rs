@@ -1,1 +1,96 @@
-//!
+//! What must be absent, looked for in the sources: the invariants that ARCHITECTURE.md states about who may know what.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// No source file outside `allowed` contains any of `words`.
+fn check(words: &[&str], allowed: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut strays = Vec::new();
+    for folder in ["src", "workers/src", "migrations/src"] {
+        for file in sources(&root.join(folder)) {
+            let name = file.strip_prefix(root).unwrap().display().to_string();
+            if allowed.iter().any(|prefix| name.starts_with(prefix)) {
+                continue;
+            }
+            let text = fs::read_to_string(&file).unwrap();
+            // Comments may speak of what the code must not do.
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            for (number, line) in code.enumerate() {
+                for word in words.iter().filter(|word| line.contains(**word)) {
+                    strays.push(format!("{name}: `{word}` near code line {}: {}", number + 1, line.trim()));
+                }
+            }
+        }
+    }
+    assert!(strays.is_empty(), "only {allowed:?} may know this:\n{}", strays.join("\n"));
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "lua") {
+            found.push(path);
+        }
+    }
+    assert!(!found.is_empty() || folder.ends_with("demo"), "{folder:?} has no sources");
+    found
+}
+
+#[test]
+fn only_the_executors_know_actix() {
+    check(&["actix"], &["workers/src/executor"]);
+}
+
+#[test]
+fn no_mailbox_is_filled_past_its_bound() {
+    check(&["do_send("], &[]);
+}
+
+#[test]
+fn only_the_redis_queue_knows_redis() {
+    check(&["deadpool_redis", "redis::cmd", "redis::Script", "{q:"], &["workers/src/queue/redis", "workers/src/queue/scripts"]);
+}
+
+#[test]
+fn only_the_front_door_knows_http_servers() {
+    check(&["axum", "hyper"], &["src/http", "src/node.rs"]);
+}
+
+#[test]
+fn each_table_has_one_owner() {
+    check(&["table_name = \"runs\"", "table_name = \"attempts\""], &["workers/src/ledger"]);
+    check(&["table_name = \"api_keys\""], &["src/keys"]);
+    check(&["table_name = \"accounts\"", "table_name = \"users\""], &["src/accounts"]);
+    check(&["table_name = \"prompts\"", "table_name = \"prompt_versions\""], &["src/prompts"]);
+}
+
+#[test]
+fn migrations_import_no_entity() {
+    for file in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(!text.contains("workers::") && !text.contains("prompt_manager::"), "{}", file.display());
+    }
+}
+
+#[test]
+fn no_source_file_has_grown_past_its_concept() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let long: Vec<_> = ["src", "workers/src", "migrations/src"]
+        .iter()
+        .flat_map(|folder| sources(&root.join(folder)))
+        .map(|file| {
+            // A module's own tests stand below it and are not its size.
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            (code.lines().count(), file.strip_prefix(root).unwrap().display().to_string())
+        })
+        .filter(|(lines, _)| *lines > 450)
+        .collect();
+    assert!(long.is_empty(), "split by concept: {long:?}");
+}

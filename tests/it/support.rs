@@ -2,5 +2,6 @@
 
 pub mod app;
 pub mod postgres;
+pub mod process;
 pub mod provider;
 pub mod redis;

@@ -96,6 +96,11 @@ impl Ledger {
         todo!()
     }
 
+    /// One run that has not ended, as [`Ledger::unfinished`] gives it.
+    pub async fn unfinished_one(&self, _run: RunId) -> Result<Option<Restored>, LedgerError> {
+        todo!()
+    }
+
     /// The endings of those of these runs that have ended.
     pub async fn endings(&self, _runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
         todo!()

@@ -63,6 +63,16 @@ pub enum ProviderKind {
     Demo,
 }
 
+/// A provider that cannot be called as it is configured.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BuildError(pub String);
+
+/// The adapter of a provider.
+pub fn build(_settings: &ProviderSettings) -> Result<std::sync::Arc<dyn Provider>, BuildError> {
+    todo!()
+}
+
 /// One call to make.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {

@@ -150,6 +150,20 @@ pub enum Work {
     Poison(LostCall),
 }
 
+impl Work {
+    /// For logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Work::Call => "call",
+            Work::Expire => "expire",
+            Work::Cancel => "cancel",
+            Work::Record(_) => "record",
+            Work::Lost(_) => "lost",
+            Work::Poison(_) => "poison",
+        }
+    }
+}
+
 /// A call whose worker is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostCall {
@@ -193,7 +207,7 @@ pub enum Release {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cancelled {
     /// The run was waiting. Its ending is stashed and sent; the canceller owns it, writes it to the ledger and finishes it.
-    Ended(Box<Ending>),
+    Ended { job: Arc<Job>, ending: Box<Ending> },
     /// A worker has it, was told, and will end it.
     Signalled,
     /// It has ended already.

@@ -1,0 +1,237 @@
+//! One process of the product: what it opens at start, and in which order it closes.
+//!
+//! A node has a front door, executors, or both. It opens the database, then the queue, then what it is for; it closes in the
+//! direction of the data: no new requests, no new claims, then the writes that are still on their way.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sea_orm::{DatabaseConnection, DbBackend};
+use tokio::{net::TcpListener, runtime::Runtime};
+use tokio_util::sync::CancellationToken;
+use workers::{
+    Engine,
+    executor::{ExecutorPool, Health, PoolSettings, StartError},
+    ledger::Ledger,
+    queue::{
+        Queue,
+        embedded::EmbeddedQueue,
+        redis::{ConnectError, RedisQueue, RedisSettings},
+    },
+};
+
+use crate::{
+    changes::Changes,
+    config::Config,
+    db::{self, SchemaState, StoreError},
+    http::{self, FrontDoor, Readiness},
+    keys::Keys,
+    prompts::Prompts,
+};
+
+/// The least time that the executors have to hand their runs back, however long the front door took to drain.
+const LEAST_GRACE: Duration = Duration::from_secs(1);
+/// How long the last writes may take.
+const LAST_WRITES: Duration = Duration::from_secs(10);
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles {
+    pub front_door: bool,
+    pub executors: bool,
+}
+
+/// Why a node did not start; each is one sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the database is behind by {pending} migration(s): run `prompt-manager migrate` first")]
+    Behind { pending: usize },
+    #[error("the database was migrated by a newer version of prompt-manager: run that version")]
+    Ahead,
+    #[error(transparent)]
+    Queue(#[from] ConnectError),
+    #[error("the queue store is unreachable: {0}")]
+    QueueGone(#[source] workers::queue::Unreachable),
+    #[error(
+        "{0} needs Redis: set PROMPT_MANAGER_REDIS_URL (the embedded queue lives in one process, `prompt-manager serve`)"
+    )]
+    NeedsRedis(&'static str),
+    #[error("cannot listen on {address}: {}", reason(source))]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Executors(#[from] StartError),
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process has that port; stop it, or choose another with --listen or PROMPT_MANAGER_LISTEN".into()
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
+        io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose a higher one".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// A node that runs.
+pub struct Node {
+    config: Arc<Config>,
+    db: DatabaseConnection,
+    engine: Engine,
+    executors: Option<ExecutorPool>,
+    doors: Vec<Door>,
+    keys: Keys,
+    stop: CancellationToken,
+    changes: Changes,
+}
+
+/// A listener with the task that serves it.
+struct Door {
+    address: SocketAddr,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Node {
+    /// Opens everything. Nothing is left behind when it fails.
+    pub async fn start(config: Config, roles: Roles, runtime: Arc<Runtime>) -> Result<Self, NodeError> {
+        let config = Arc::new(config);
+        // Listening comes first: a port that is taken is the most common mistake, and the cheapest to find.
+        let api = if roles.front_door { Some(listen(config.server.listen).await?) } else { None };
+        let operations = match config.server.metrics_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let db = open_database(&config).await?;
+        let queue = open_queue(&config, roles).await?;
+        let ledger = Ledger::new(db.clone());
+        let engine =
+            Engine::start(ledger.clone(), queue.clone(), config.engine).await.map_err(NodeError::QueueGone)?;
+        let executors = if roles.executors {
+            let settings = PoolSettings {
+                slots: config.workers.slots,
+                retry: config.retry,
+                providers: config.providers.values().cloned().collect(),
+            };
+            Some(ExecutorPool::start(runtime, ledger, queue, settings).await?)
+        } else {
+            None
+        };
+        let changes = Changes::start(db.clone());
+        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.watch());
+        let prompts = Prompts::new(db.clone(), changes.watch());
+        let stop = CancellationToken::new();
+        let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
+        let mut doors = Vec::new();
+        if let Some(listener) = api {
+            let front_door = FrontDoor {
+                keys: keys.clone(),
+                prompts,
+                engine: engine.clone(),
+                config: config.clone(),
+                readiness: readiness.clone(),
+            };
+            doors.push(open_door(listener, http::router(front_door), &config, &stop)?);
+        }
+        if let Some(listener) = operations {
+            doors.push(open_door(listener, http::operations_router(readiness), &config, &stop)?);
+        }
+        Ok(Self { config, db, engine, executors, doors, keys, stop, changes })
+    }
+
+    /// Where the API listens (the port that the system chose, when the configuration asked for port 0).
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.doors.first().map(|door| door.address)
+    }
+
+    pub fn health(&self) -> Option<Arc<Health>> {
+        self.executors.as_ref().map(ExecutorPool::health)
+    }
+
+    /// Drains: refuses new runs, answers those in flight, hands the rest back, writes what is left, closes.
+    pub async fn stop(self) {
+        let until = Instant::now() + self.config.server.drain_timeout;
+        self.engine.drain();
+        self.stop.cancel();
+        for door in self.doors {
+            if let Err(error) = door.task.await {
+                tracing::error!(%error, "a listener failed");
+            }
+        }
+        if let Some(executors) = self.executors {
+            let grace = until.saturating_duration_since(Instant::now()).max(LEAST_GRACE);
+            let handed_back = executors.drain(grace).await;
+            tracing::info!(handed_back, "the executors have stopped");
+        }
+        self.engine.settle(LAST_WRITES).await;
+        self.keys.flush().await;
+        self.changes.stop().await;
+        if let Err(error) = self.db.close().await {
+            tracing::warn!(%error, "the database did not close cleanly");
+        }
+    }
+}
+
+/// Opens the database and makes sure of its schema. SQLite is migrated on the way: nobody else has it.
+pub async fn open_database(config: &Config) -> Result<DatabaseConnection, NodeError> {
+    let db = db::connect(&config.database).await?;
+    if db.get_database_backend() == DbBackend::Sqlite {
+        db::migrate(&db).await?;
+    }
+    match db::schema_state(&db).await? {
+        SchemaState::Current => Ok(db),
+        SchemaState::Behind { pending } => Err(NodeError::Behind { pending: pending.len() }),
+        SchemaState::Ahead { .. } => Err(NodeError::Ahead),
+    }
+}
+
+/// The queue of a distributed node, for the verbs that talk to it.
+pub async fn open_redis(config: &Config, verb: &'static str) -> Result<RedisQueue, NodeError> {
+    let Some(redis) = &config.redis else { return Err(NodeError::NeedsRedis(verb)) };
+    let queue = RedisQueue::connect(RedisSettings {
+        url: redis.url.clone(),
+        pool: redis.pool.clone(),
+        max_connections: redis.max_connections,
+        ..RedisSettings::default()
+    })
+    .await?;
+    for warning in queue.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(queue)
+}
+
+async fn open_queue(config: &Config, roles: Roles) -> Result<Arc<dyn Queue>, NodeError> {
+    match (&config.redis, roles) {
+        (Some(_), _) => Ok(Arc::new(open_redis(config, "this command").await?)),
+        (None, Roles { front_door: true, executors: true }) => Ok(Arc::new(EmbeddedQueue::default())),
+        (None, Roles { front_door: false, .. }) => Err(NodeError::NeedsRedis("`prompt-manager worker`")),
+        (None, _) => Err(NodeError::NeedsRedis("`prompt-manager serve --no-workers`")),
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|source| NodeError::Listen { address, source })
+}
+
+fn open_door(
+    listener: TcpListener,
+    router: axum::Router,
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<Door, NodeError> {
+    let address = listener
+        .local_addr()
+        .map_err(|source| NodeError::Listen { address: config.server.listen, source })?;
+    let task = tokio::spawn(http::serve(listener, router, config.server.clone(), stop.clone()));
+    Ok(Door { address, task })
+}

@@ -1,0 +1,302 @@
+//! The engine as front doors see it: submit, watch, cancel.
+
+mod waiters;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use crate::engine::waiters::Waiter;
+use crate::{
+    engine::waiters::Waiters,
+    job::{AccountId, Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WIRE_VERSION},
+    ledger::{Ledger, LedgerError, RunRecord, Settled},
+    queue::{Admission, Admitted, Cancelled, Queue, RateLeft, RateRule, Submission, Unreachable},
+};
+
+/// What the engine allows to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Runs that wait, at most; more are answered with [`SubmitError::Full`].
+    pub max_depth: u64,
+    /// Bytes of waiting jobs, at most.
+    pub max_bytes: u64,
+}
+
+/// When the caller is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// The caller waits for the ending: the row and the queue entry are written side by side.
+    Wait,
+    /// The caller leaves with the run's id: the row is committed before the run is enqueued.
+    Committed,
+}
+
+/// A run that was accepted.
+pub struct Accepted {
+    pub run: RunId,
+    pub rates: Vec<RateLeft>,
+    pub waiter: Waiter,
+}
+
+/// Why a run was not accepted; nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    #[error("the {rule} has no request left in this minute")]
+    Limited { rule: &'static str, after: Duration, rates: Vec<RateLeft> },
+    #[error("the queue is full")]
+    Full { after: Duration },
+    #[error("the server is shutting down")]
+    Draining,
+    #[error(transparent)]
+    Queue(#[from] Unreachable),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// A run as its status shows it: the ledger's record, with what the queue knows of a run that has not ended
+/// (`state` is `Running` and `started_at` is set while a worker has it).
+pub type RunView = RunRecord;
+
+/// What a cancellation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelOutcome {
+    /// The run is cancelled, now or since before.
+    Cancelled,
+    /// A worker was told; the run ends within a second when everything is up.
+    Requested,
+    /// The run succeeded, failed or expired before.
+    AlreadyEnded,
+    /// The account has no such run.
+    NotFound,
+}
+
+/// Submit, watch, cancel. Cheap to clone; the last clone to go stops its tasks.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    ledger: Ledger,
+    queue: Arc<dyn Queue>,
+    settings: EngineSettings,
+    front_door: FrontDoorId,
+    waiters: Arc<Waiters>,
+    draining: AtomicBool,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Engine {
+    /// Opens this boot's reply channel.
+    pub async fn start(ledger: Ledger, queue: Arc<dyn Queue>, settings: EngineSettings) -> Result<Self, Unreachable> {
+        let front_door = FrontDoorId::new();
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let waiters = Arc::new(Waiters::default());
+        let replies = queue.replies(front_door, stop.clone()).await?;
+        tasks.spawn(waiters::listen(waiters.clone(), replies));
+        tasks.spawn(waiters::sweep(waiters.clone(), ledger.clone(), stop.clone()));
+        let draining = AtomicBool::new(false);
+        Ok(Self(Arc::new(Inner { ledger, queue, settings, front_door, waiters, draining, stop, tasks })))
+    }
+
+    /// Accepts a run, if `rules` and the queue's depth admit it.
+    pub async fn submit(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Accepted, SubmitError> {
+        let inner = &self.0;
+        if self.is_draining() {
+            return Err(SubmitError::Draining);
+        }
+        let run = job.id;
+        let job = Arc::new(job);
+        let admission = Admission { rules, max_depth: inner.settings.max_depth, max_bytes: inner.settings.max_bytes };
+        // Registered before anything is sent, so that no ending can come too early.
+        let waiter = inner.waiters.register(run);
+        let submission = Submission { job: job.clone(), reply_to: Some(inner.front_door) };
+        let rates = match promise {
+            Promise::Wait => {
+                let rates = admitted(inner.queue.enqueue(submission, Some(&admission)).await?)?;
+                self.insert_beside(job);
+                rates
+            }
+            Promise::Committed => {
+                let rates = admitted(inner.queue.admit(&job, &admission).await?)?;
+                inner.ledger.insert(job).await?;
+                // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.
+                if let Err(error) = inner.queue.enqueue(submission, None).await {
+                    tracing::warn!(%run, %error, "an accepted run waits for the queue to come back");
+                }
+                rates
+            }
+        };
+        Ok(Accepted { run, rates, waiter })
+    }
+
+    /// A run of an account, with its attempts.
+    pub async fn find(&self, account: AccountId, run: RunId) -> Result<Option<RunView>, LedgerError> {
+        let Some(mut record) = self.0.ledger.find(account, run).await? else { return Ok(None) };
+        if record.state.is_terminal() {
+            return Ok(Some(record));
+        }
+        match self.0.queue.locate(run).await {
+            Ok(Some(sighting)) => {
+                record.state = if sighting.leased { RunState::Running } else { RunState::Queued };
+                record.started_at = sighting.started_at;
+            }
+            Ok(None) => {}
+            // The ledger alone is the truth about every run; only whether a worker has it at this moment is missing.
+            Err(error) => tracing::debug!(%run, %error, "a status is shown without the queue"),
+        }
+        Ok(Some(record))
+    }
+
+    /// Cancels a run of an account.
+    pub async fn cancel(&self, account: AccountId, run: RunId) -> Result<CancelOutcome, SubmitError> {
+        let Some(record) = self.0.ledger.find(account, run).await? else { return Ok(CancelOutcome::NotFound) };
+        match record.state {
+            RunState::Cancelled => return Ok(CancelOutcome::Cancelled),
+            state if state.is_terminal() => return Ok(CancelOutcome::AlreadyEnded),
+            _ => {}
+        }
+        match self.end(run, Outcome::Cancelled).await? {
+            Ended::Now => Ok(CancelOutcome::Cancelled),
+            Ended::Signalled => Ok(CancelOutcome::Requested),
+            Ended::Before => match self.0.ledger.find(account, run).await? {
+                Some(record) if record.state == RunState::Cancelled => Ok(CancelOutcome::Cancelled),
+                _ => Ok(CancelOutcome::AlreadyEnded),
+            },
+        }
+    }
+
+    /// Ends a run whose caller has gone, in the background.
+    pub fn abandon(&self, run: RunId) {
+        self.end_in_background(run, Outcome::Cancelled);
+    }
+
+    /// Ends a run that missed its deadline, in the background, whoever has it.
+    pub fn expire(&self, run: RunId) {
+        self.end_in_background(run, Outcome::Expired);
+    }
+
+    /// From now on every new run is refused with [`SubmitError::Draining`].
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+
+    /// Waits for what goes on in the background: rows of runs that were answered, cancellations.
+    pub async fn settle(&self, at_most: Duration) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(at_most, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!("some writes in the background did not end in time");
+        }
+    }
+
+    /// Whether the queue answers.
+    pub async fn queue_ready(&self) -> Result<(), Unreachable> {
+        self.0.queue.ping().await
+    }
+
+    /// Whether the database answers.
+    pub async fn ledger_ready(&self) -> Result<(), LedgerError> {
+        self.0.ledger.ping().await
+    }
+
+    /// The queue itself, for operators' verbs.
+    pub fn queue(&self) -> &Arc<dyn Queue> {
+        &self.0.queue
+    }
+
+    /// Writes the row while the run is already on its way. Whoever ends the run completes the row, or writes all of it, so an
+    /// insert that fails loses nothing: the caller still waits, and gets its answer or an error.
+    fn insert_beside(&self, job: Arc<Job>) {
+        let ledger = self.0.ledger.clone();
+        self.0.tasks.spawn(async move {
+            let run = job.id;
+            if let Err(error) = ledger.insert(job).await {
+                tracing::warn!(%run, %error, "a run has no row until it ends");
+            }
+        });
+    }
+
+    fn end_in_background(&self, run: RunId, outcome: Outcome) {
+        let engine = self.clone();
+        self.0.tasks.spawn(async move {
+            if let Err(error) = engine.end(run, outcome).await {
+                // The run's own deadline ends it.
+                tracing::warn!(%run, %error, "a run could not be ended early");
+            }
+        });
+    }
+
+    /// Ends a run from outside. The queue decides who was first, for as long as it knows the run.
+    async fn end(&self, run: RunId, outcome: Outcome) -> Result<Ended, SubmitError> {
+        let inner = &self.0;
+        match inner.queue.cancel(run, outcome.clone()).await? {
+            Cancelled::Ended { job, ending } => {
+                let fence = ending.fence;
+                // Should this process die before the end, the lease runs out and the stashed ending is recorded by another.
+                inner.ledger.finish(&[(job, Arc::new(*ending))]).await?;
+                inner.queue.finish(&[(run, fence)]).await?;
+                Ok(Ended::Now)
+            }
+            Cancelled::Signalled => Ok(Ended::Signalled),
+            Cancelled::Finished => Ok(Ended::Before),
+            Cancelled::Unknown => self.end_in_ledger(run, outcome).await,
+        }
+    }
+
+    /// For a run that the queue does not know: it was not enqueued yet, or the queue lost it.
+    async fn end_in_ledger(&self, run: RunId, outcome: Outcome) -> Result<Ended, SubmitError> {
+        let Some(row) = self.0.ledger.unfinished_one(run).await? else { return Ok(Ended::Before) };
+        let now = UnixMillis::now();
+        let ending = Ending {
+            v: WIRE_VERSION,
+            run,
+            // The clock of all fences, in microseconds.
+            fence: Fence(now.0.saturating_mul(1_000)),
+            outcome,
+            model: row.job.targets.first().map(|target| target.model.clone()).unwrap_or_default(),
+            started_at: None,
+            finished_at: now,
+            queue_ms: now.since(row.job.created_at),
+            attempt: None,
+        };
+        let settled = self.0.ledger.finish(&[(row.job, Arc::new(ending.clone()))]).await?;
+        if settled.contains(&Settled::Won) {
+            self.0.waiters.end(ending);
+            return Ok(Ended::Now);
+        }
+        Ok(Ended::Before)
+    }
+}
+
+/// What ending a run from outside came to.
+enum Ended {
+    Now,
+    Signalled,
+    Before,
+}
+
+fn admitted(admitted: Admitted) -> Result<Vec<RateLeft>, SubmitError> {
+    match admitted {
+        Admitted::Yes { rates } => Ok(rates),
+        Admitted::Limited { rule, after, rates } => Err(SubmitError::Limited { rule, after, rates }),
+        Admitted::Full { after } => Err(SubmitError::Full { after }),
+    }
+}

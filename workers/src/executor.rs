@@ -1,0 +1,261 @@
+//! The executors: actors that take runs from the queue and call models.
+//!
+//! ```text
+//! Dispatcher ──Execute──▶ Executor × slots ──Record──▶ Recorder ──▶ ledger, then queue.finish
+//!     │  ▲                    │                            │
+//!     │  └──────Free──────────┘                            │
+//!     └─Leased─▶ Pool ◀───────────────Finished─────────────┘
+//! ```
+//!
+//! Each actor owns one piece of state and nobody else touches it: the **dispatcher** the free executors and the
+//! conversation with the queue's claim, an **executor** its run, the **recorder** the endings that the ledger has not yet taken, the
+//! **pool** the leases (heartbeat, cancellation, self-abort, drain), the **reaper** and the **reconciler** their schedules.
+//!
+//! The actors live on arbiters of one actix `System`, whose threads share the process's tokio runtime, so that a connection
+//! that one of them opened lives as long as the process. A mailbox is never filled with `do_send`, which ignores its bound.
+
+mod actor;
+mod call;
+mod dispatcher;
+mod pool;
+mod reaper;
+mod reconciler;
+mod recorder;
+mod shaper;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use actix::{Actor, Addr, Arbiter, System};
+use tokio::{
+    runtime::Runtime,
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    executor::{
+        actor::Executor, dispatcher::Dispatcher, pool::Pool, reaper::Reaper, reconciler::Reconciler,
+        recorder::Recorder, shaper::Shaper,
+    },
+    job::WorkerId,
+    ledger::Ledger,
+    providers::{BuildError, Provider, ProviderSettings},
+    queue::{Queue, ScopeLimits},
+    retry::RetryPolicy,
+};
+
+/// Endings that may wait for the ledger, a slot; beyond them executors wait, so that a dead database stops the intake
+/// and not the process.
+const BACKLOG_PER_SLOT: usize = 16;
+
+/// What a pool of executors is made of.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// Runs that are executed at a time.
+    pub slots: usize,
+    pub retry: RetryPolicy,
+    pub providers: Vec<ProviderSettings>,
+}
+
+/// Why a pool did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Provider(#[from] BuildError),
+    #[error("cannot start the executors' threads")]
+    Thread(#[source] std::io::Error),
+    #[error("the executors stopped while they started")]
+    Stopped,
+}
+
+/// A running pool of executors.
+pub struct ExecutorPool {
+    pool: Addr<Pool>,
+    system: System,
+    thread: Option<thread::JoinHandle<()>>,
+    health: Arc<Health>,
+}
+
+impl ExecutorPool {
+    /// Starts actors and threads; runs are claimed from now on. The actors' I/O happens on `runtime`.
+    pub async fn start(
+        runtime: Arc<Runtime>,
+        ledger: Ledger,
+        queue: Arc<dyn Queue>,
+        settings: PoolSettings,
+    ) -> Result<Self, StartError> {
+        let shared = Arc::new(Shared::new(ledger, queue, &settings)?);
+        let health = shared.health.clone();
+        let (started, pool) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("executors".into())
+            .spawn(move || {
+                let system = System::with_tokio_rt(|| runtime.clone());
+                let actors = async { start_actors(&shared, settings.slots, runtime.clone()) };
+                let pool = system.block_on(actors);
+                // A caller that is gone needs no executors.
+                if started.send((pool, System::current())).is_ok()
+                    && let Err(error) = system.run()
+                {
+                    tracing::error!(%error, "the executors' system failed");
+                }
+            })
+            .map_err(StartError::Thread)?;
+        let (pool, system) = pool.await.map_err(|_| StartError::Stopped)?;
+        Ok(Self { pool, system, thread: Some(thread), health })
+    }
+
+    /// What the pool says of itself, for health checks.
+    pub fn health(&self) -> Arc<Health> {
+        self.health.clone()
+    }
+
+    /// Stops claiming, gives running calls `grace` to end, hands the rest back uncounted, and writes what has ended to the
+    /// ledger. Returns how many runs were handed back.
+    pub async fn drain(mut self, grace: Duration) -> usize {
+        let handed_back = self.pool.send(pool::Drain { grace }).await.unwrap_or(0);
+        self.system.stop();
+        if let Some(thread) = self.thread.take() {
+            // Joining blocks, and the thread may still need this runtime.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        handed_back
+    }
+}
+
+/// The actors, from the back of the pipeline to its front, so that each knows the next.
+fn start_actors(shared: &Arc<Shared>, slots: usize, runtime: Arc<Runtime>) -> Addr<Pool> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
+    let arbiters: Vec<Arbiter> = (0..threads)
+        .map(|_| {
+            let runtime = runtime.clone();
+            Arbiter::with_tokio_rt(move || runtime)
+        })
+        .collect();
+    let pool = Pool::new(shared.clone()).start();
+    let recorder = Recorder::new(shared.clone(), pool.clone()).start();
+    Reaper::new(shared.clone(), recorder.clone()).start();
+    Reconciler::new(shared.clone()).start();
+    let dispatcher = Dispatcher::new(shared.clone(), pool.clone()).start();
+    for (_, arbiter) in (0..slots).zip(arbiters.iter().cycle()) {
+        let (shared, dispatcher, recorder) = (shared.clone(), dispatcher.clone(), recorder.clone());
+        Executor::start_in_arbiter(&arbiter.handle(), move |_| Executor::new(shared, dispatcher, recorder));
+    }
+    pool.try_send(pool::Meet { dispatcher, recorder, arbiters }).unwrap_or_else(|error| {
+        tracing::error!(%error, "the pool did not start");
+    });
+    pool
+}
+
+/// What every actor may use and none changes.
+struct Shared {
+    worker: WorkerId,
+    ledger: Ledger,
+    queue: Arc<dyn Queue>,
+    retry: RetryPolicy,
+    slots: usize,
+    providers: HashMap<String, Upstream>,
+    scopes: Vec<ScopeLimits>,
+    /// One permit for each ending that the ledger has not yet taken.
+    backlog: Arc<Semaphore>,
+    health: Arc<Health>,
+}
+
+/// A provider as executors use it.
+struct Upstream {
+    provider: Arc<dyn Provider>,
+    shaper: Shaper,
+}
+
+impl Shared {
+    fn new(ledger: Ledger, queue: Arc<dyn Queue>, settings: &PoolSettings) -> Result<Self, BuildError> {
+        let mut providers = HashMap::new();
+        let mut scopes = Vec::new();
+        for provider in &settings.providers {
+            let upstream = Upstream {
+                provider: crate::providers::build(provider)?,
+                shaper: Shaper::new(provider.requests_per_minute),
+            };
+            providers.insert(provider.name.clone(), upstream);
+            scopes.push(ScopeLimits {
+                scope: provider.name.clone(),
+                max_concurrency: provider.max_concurrency,
+                requests_per_minute: provider.requests_per_minute,
+                tokens_per_minute: provider.tokens_per_minute,
+            });
+        }
+        Ok(Self {
+            worker: WorkerId::new(),
+            ledger,
+            queue,
+            retry: settings.retry,
+            slots: settings.slots,
+            providers,
+            scopes,
+            backlog: Arc::new(Semaphore::new(settings.slots.saturating_mul(BACKLOG_PER_SLOT))),
+            health: Arc::new(Health::new()),
+        })
+    }
+}
+
+/// Signs of life, for `/healthz`: a worker that is alive but does not consume is unhealthy.
+#[derive(Debug)]
+pub struct Health {
+    born: Instant,
+    /// When the queue was last asked for runs with success, or all executors were busy; milliseconds since `born`.
+    polled_ms: AtomicU64,
+    ledger_failing: AtomicBool,
+    draining: AtomicBool,
+    busy: AtomicUsize,
+}
+
+impl Health {
+    /// A worker that could not ask for work for this long is unhealthy.
+    pub const STALE: Duration = Duration::from_secs(20);
+
+    fn new() -> Self {
+        Self {
+            born: Instant::now(),
+            polled_ms: AtomicU64::new(0),
+            ledger_failing: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            busy: AtomicUsize::new(0),
+        }
+    }
+
+    /// How long ago the worker last consumed, or was too busy to.
+    pub fn since_poll(&self) -> Duration {
+        self.born.elapsed().saturating_sub(Duration::from_millis(self.polled_ms.load(Ordering::Relaxed)))
+    }
+
+    pub fn is_consuming(&self) -> bool {
+        self.since_poll() < Self::STALE
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last write to the ledger failed.
+    pub fn is_ledger_failing(&self) -> bool {
+        self.ledger_failing.load(Ordering::Relaxed)
+    }
+
+    /// Runs in execution.
+    pub fn busy(&self) -> usize {
+        self.busy.load(Ordering::Relaxed)
+    }
+
+    fn polled(&self) {
+        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.polled_ms.store(now, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,357 @@
+//! What an executor does with a claim, from the call to the ending. Knows no actor.
+
+use std::{sync::OnceLock, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    executor::Shared,
+    job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
+    ledger::LedgerError,
+    providers::{Call, CallError, Completion, ErrorClass, Unwatched},
+    queue::{Claim, Held, LostCall, Release, Work},
+    retry::{Situation, Step, next_step},
+};
+
+/// How often a write that must not be lost is tried again while its store is away.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// The longest that a provider's `Retry-After` holds all of its runs back.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+
+/// Why a running call is to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Somebody cancelled the run.
+    Cancelled,
+    /// The lease is gone: whatever comes of the call belongs to nobody.
+    LeaseLost,
+    /// The worker shuts down: hand the run back.
+    Drain,
+}
+
+/// Stops one run, once.
+#[derive(Debug, Default)]
+pub struct Stop {
+    reason: OnceLock<StopReason>,
+    token: CancellationToken,
+}
+
+impl Stop {
+    /// The first reason counts.
+    pub fn stop(&self, reason: StopReason) {
+        let _ = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    async fn stopped(&self) -> StopReason {
+        self.token.cancelled().await;
+        // The reason is set before the token is cancelled.
+        self.reason.get().copied().unwrap_or(StopReason::LeaseLost)
+    }
+}
+
+/// What is left to do after a claim was executed.
+#[derive(Debug)]
+pub enum Done {
+    /// The ending is stashed (or the queue cannot take it): the ledger comes next.
+    Record(Box<Ending>),
+    /// The run is somebody else's now, or waits for its next attempt.
+    Gone,
+}
+
+/// Executes a claim. Ends early, in the way its reason asks for, when `stop` says so.
+pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
+    match &claim.work {
+        Work::Call => call(shared, claim, stop).await,
+        _ => settle(shared, claim).await,
+    }
+}
+
+/// Does what is left to do for a run that is not to be called.
+pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
+    match &claim.work {
+        Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
+        Work::Expire => end(shared, claim, Outcome::Expired, None).await,
+        Work::Cancel => end(shared, claim, Outcome::Cancelled, None).await,
+        Work::Poison(lost) => {
+            let failure = Failure {
+                code: "poison".into(),
+                message: "The run was lost by every worker that took it and will not be tried again".into(),
+                retryable: false,
+            };
+            end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(claim, lost))).await
+        }
+        // What was streamed to a caller cannot be taken back, and calling again bills twice: only on request.
+        Work::Lost(lost) if claim.job.stream && !claim.job.repeat_streamed => {
+            let failure = Failure {
+                code: "worker_lost".into(),
+                message: "The worker that streamed this run was lost".into(),
+                retryable: true,
+            };
+            end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(claim, lost))).await
+        }
+        Work::Lost(lost) => {
+            record_attempt(shared, claim, lost_attempt(claim, lost)).await;
+            give_back(shared, claim, Release::Retry { after: Duration::ZERO, target: claim.target }).await
+        }
+        Work::Call => Done::Gone,
+    }
+}
+
+/// The ending of a claim whose execution panicked.
+pub async fn end_panicked(shared: &Shared, claim: &Claim) -> Done {
+    let failure = Failure {
+        code: "internal_error".into(),
+        message: "The engine failed while it executed the run".into(),
+        retryable: true,
+    };
+    let clock = Clock::start();
+    let attempt = target(claim).map(|target| Attempt {
+        outcome: AttemptOutcome::Internal,
+        ..clock.attempt(shared, claim, target, Usage::default())
+    });
+    end(shared, claim, Outcome::Failed(failure), attempt).await
+}
+
+async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
+    let Some(target) = target(claim) else {
+        return end(shared, claim, Outcome::Failed(no_target()), None).await;
+    };
+    let Some(upstream) = shared.providers.get(&target.provider) else {
+        // The claim names only scopes that this process has a provider for.
+        return end(shared, claim, Outcome::Failed(no_target()), None).await;
+    };
+    let clock = Clock::start();
+    let remaining = Duration::from_millis(claim.job.deadline.since(clock.started_at));
+    let request = Call {
+        upstream: &target.upstream,
+        request: &claim.job.request,
+        stream: claim.job.stream,
+        deadline: clock.started + remaining,
+    };
+    let mut sink = Unwatched;
+    let answer = async {
+        upstream.shaper.ready().await;
+        upstream.provider.call(request, &mut sink).await
+    };
+    let answer = tokio::select! {
+        biased;
+        // Leaving this block drops the call, which closes its connection to the provider.
+        reason = stop.stopped() => Err(reason),
+        answer = tokio::time::timeout_at(request.deadline, answer) => Ok(answer.unwrap_or_else(|_| Err(past_deadline()))),
+    };
+    match answer {
+        Ok(Ok(completion)) => succeed(shared, claim, target, &clock, completion).await,
+        Ok(Err(error)) => fail(shared, claim, target, &clock, error).await,
+        Err(StopReason::Cancelled) => {
+            let overdue = UnixMillis::now() >= claim.job.deadline;
+            let (outcome, class) = if overdue {
+                (Outcome::Expired, AttemptOutcome::Expired)
+            } else {
+                (Outcome::Cancelled, AttemptOutcome::Cancelled)
+            };
+            let attempt = Attempt { outcome: class, ..clock.attempt(shared, claim, target, Usage::default()) };
+            end(shared, claim, outcome, Some(attempt)).await
+        }
+        Err(StopReason::Drain) => {
+            let attempt = Attempt {
+                outcome: AttemptOutcome::WorkerLost,
+                detail: Some("the worker shut down and handed the run back".into()),
+                ..clock.attempt(shared, claim, target, Usage::default())
+            };
+            record_attempt(shared, claim, attempt).await;
+            give_back(shared, claim, Release::HandBack).await
+        }
+        // The reaper of whoever comes next records the lost attempt under our fence.
+        Err(StopReason::LeaseLost) => Done::Gone,
+    }
+}
+
+async fn succeed(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, completion: Completion) -> Done {
+    let attempt = Attempt {
+        first_token_ms: completion.first_token.map(millis),
+        ..clock.attempt(shared, claim, target, completion.usage)
+    };
+    let outcome = Outcome::Succeeded { output: completion.output, finish_reason: completion.finish_reason };
+    end(shared, claim, outcome, Some(attempt)).await
+}
+
+async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, error: CallError) -> Done {
+    let attempt = Attempt {
+        outcome: error.class.outcome(),
+        status: error.status,
+        detail: Some(error.detail.clone()),
+        first_token_ms: error.first_token.map(millis),
+        ..clock.attempt(shared, claim, target, error.usage)
+    };
+    let situation = Situation {
+        attempt: claim.attempt,
+        target: claim.target,
+        targets: claim.job.targets.len(),
+        now: UnixMillis::now(),
+        deadline: claim.job.deadline,
+        roll: rand::random(),
+    };
+    let step = next_step(&shared.retry, &error, situation);
+    tracing::info!(
+        run = %claim.job.id, attempt = claim.attempt, provider = target.provider, class = ?error.class,
+        status = error.status, detail = error.detail, next = ?step, "a call failed"
+    );
+    if let ErrorClass::Limited { after } = error.class {
+        let pause = match (&step, after) {
+            (_, Some(after)) => after,
+            (Step::Retry { after, .. }, None) => *after,
+            (_, None) => shared.retry.base,
+        };
+        // Best effort: a run that is claimed all the same hears it from the provider again.
+        if let Err(error) = shared.queue.pause_scope(&target.provider, pause.min(MAX_PAUSE)).await {
+            tracing::warn!(%error, provider = target.provider, "cannot pause a provider that asked for it");
+        }
+    }
+    match step {
+        Step::Retry { after, target } => {
+            record_attempt(shared, claim, attempt).await;
+            give_back(shared, claim, Release::Retry { after, target }).await
+        }
+        Step::Fail(failure) => end(shared, claim, Outcome::Failed(failure), Some(attempt)).await,
+        Step::Expire => end(shared, claim, Outcome::Expired, Some(attempt)).await,
+    }
+}
+
+/// Stashes an ending before anything else happens to it.
+async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Done {
+    let ending = Box::new(Ending {
+        v: WIRE_VERSION,
+        run: claim.job.id,
+        fence: claim.fence,
+        outcome,
+        model: target(claim).map(|target| target.model.clone()).unwrap_or_default(),
+        started_at: attempt.as_ref().map(|_| claim.started_at),
+        finished_at: UnixMillis::now(),
+        queue_ms: claim.queue_ms,
+        attempt,
+    });
+    match shared.queue.stash(&ending).await {
+        // A queue that forgot the run, or is away, cannot say who owns it; the ledger's fence decides.
+        Ok(Held::Done | Held::Unknown) => Done::Record(ending),
+        Err(error) => {
+            tracing::warn!(run = %claim.job.id, %error, "an ending goes to the ledger without the queue");
+            Done::Record(ending)
+        }
+        Ok(Held::Elsewhere) => {
+            tracing::warn!(run = %claim.job.id, "a late ending is discarded: the run has another owner");
+            if let Some(attempt) = ending.attempt {
+                record_attempt(shared, claim, attempt).await;
+            }
+            Done::Gone
+        }
+    }
+}
+
+async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> Done {
+    match shared.queue.release(claim.job.id, claim.fence, how).await {
+        Ok(Held::Done | Held::Elsewhere | Held::Unknown) => {}
+        // The lease runs out and the reaper does it.
+        Err(error) => tracing::warn!(run = %claim.job.id, %error, "a run could not be given back"),
+    }
+    Done::Gone
+}
+
+/// Records the attempt of a run that goes on. Waits for a ledger that is away, up to the run's deadline: an attempt
+/// that is not recorded is money that no report shows.
+async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
+    let batch = [(claim.job.id, attempt)];
+    loop {
+        match shared.ledger.record_attempts(&batch).await {
+            Ok(()) => return,
+            Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_)))
+                if UnixMillis::now() < claim.job.deadline =>
+            {
+                tracing::warn!(run = %claim.job.id, %error, "an attempt waits for the ledger");
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+            Err(error) => {
+                tracing::error!(run = %claim.job.id, %error, attempt = ?batch[0].1.outcome, "an attempt is not recorded");
+                return;
+            }
+        }
+    }
+}
+
+fn lost_attempt(claim: &Claim, lost: &LostCall) -> Attempt {
+    let (provider, model) =
+        target(claim).map(|target| (target.provider.clone(), target.model.clone())).unwrap_or_default();
+    Attempt {
+        number: lost.attempt,
+        fence: lost.fence,
+        provider,
+        model,
+        worker: lost.worker,
+        started_at: lost.started_at,
+        duration_ms: UnixMillis::now().since(lost.started_at),
+        first_token_ms: None,
+        outcome: AttemptOutcome::WorkerLost,
+        status: None,
+        detail: None,
+        usage: Usage::default(),
+        cost_nano_usd: None,
+    }
+}
+
+fn target(claim: &Claim) -> Option<&Target> {
+    claim.job.targets.get(claim.target)
+}
+
+fn no_target() -> Failure {
+    Failure {
+        code: "model_not_configured".into(),
+        message: "No worker has a provider for the model of this run".into(),
+        retryable: false,
+    }
+}
+
+fn past_deadline() -> CallError {
+    CallError {
+        class: ErrorClass::Expired,
+        detail: "the deadline came during the call".into(),
+        status: None,
+        usage: Usage::default(),
+        first_token: None,
+    }
+}
+
+/// When an attempt began, on the wall and by the monotonic clock.
+struct Clock {
+    started_at: UnixMillis,
+    started: Instant,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { started_at: UnixMillis::now(), started: Instant::now() }
+    }
+
+    /// An attempt that ends now, with success unless the caller says otherwise.
+    fn attempt(&self, shared: &Shared, claim: &Claim, target: &Target, usage: Usage) -> Attempt {
+        Attempt {
+            number: claim.attempt,
+            fence: claim.fence,
+            provider: target.provider.clone(),
+            model: target.model.clone(),
+            worker: shared.worker,
+            started_at: self.started_at,
+            duration_ms: millis(self.started.elapsed()),
+            first_token_ms: None,
+            outcome: AttemptOutcome::Succeeded,
+            status: None,
+            detail: None,
+            usage,
+            cost_nano_usd: target.price.and_then(|price| price.of(usage)),
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,194 @@
+//! The dispatcher: claims as many runs as there are free executors, and hands them out.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    executor::{
+        Shared,
+        actor::{Execute, Executor},
+        call::Stop,
+        pool::{Finished, Lease, Leased, Pool},
+    },
+    job::{Fence, RunId},
+    queue::{Claimed, Unreachable},
+};
+
+/// The longest wait on an idle queue before it is asked again.
+const WAIT: Duration = Duration::from_secs(5);
+/// The pause after the queue could not be reached.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    pool: Addr<Pool>,
+    free: Vec<Addr<Executor>>,
+    state: State,
+    /// Set when nothing more is to be claimed; told once nothing is being claimed.
+    stopping: Option<Option<oneshot::Sender<()>>>,
+}
+
+enum State {
+    /// Nothing to do, or nobody to do it.
+    Idle,
+    /// A claim is under way, or being handed out.
+    Claiming,
+    /// The queue was empty, or away: this wait ends when that may have changed.
+    Waiting(SpawnHandle),
+}
+
+impl Dispatcher {
+    pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
+        Self { shared, pool, free: Vec::new(), state: State::Idle, stopping: None }
+    }
+
+    fn claim(&mut self, ctx: &mut Context<Self>) {
+        if self.free.is_empty() {
+            // Every executor is busy: that is consuming, too.
+            self.shared.health.polled();
+        }
+        if !matches!(self.state, State::Idle) || self.stopping.is_some() || self.free.is_empty() {
+            return;
+        }
+        self.state = State::Claiming;
+        let (shared, free) = (self.shared.clone(), self.free.len());
+        let claim = async move { shared.queue.claim(shared.worker, free, &shared.scopes).await };
+        let asked = Instant::now();
+        ctx.spawn(claim.into_actor(self).map(move |claimed, act, ctx| act.answered(asked, claimed, ctx)));
+    }
+
+    fn answered(&mut self, asked: Instant, claimed: Result<Claimed, Unreachable>, ctx: &mut Context<Self>) {
+        match claimed {
+            Ok(claimed) if claimed.claims.is_empty() => {
+                self.shared.health.polled();
+                let at_most = claimed.next.map_or(WAIT, |next| next.min(WAIT));
+                let shared = self.shared.clone();
+                self.wait(ctx, async move {
+                    if let Err(error) = shared.queue.wait(shared.worker, at_most).await {
+                        tracing::debug!(%error, "waiting for runs failed");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                });
+            }
+            Ok(claimed) => {
+                self.shared.health.polled();
+                self.hand_out(asked, claimed, ctx);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot claim runs");
+                self.wait(ctx, tokio::time::sleep(PAUSE));
+            }
+        }
+    }
+
+    fn wait(&mut self, ctx: &mut Context<Self>, until: impl Future<Output = ()> + 'static) {
+        if self.stopping.is_some() {
+            return self.again(ctx);
+        }
+        let wait = ctx.spawn(until.into_actor(self).map(|(), act, ctx| act.again(ctx)));
+        self.state = State::Waiting(wait);
+    }
+
+    /// The pool learns of the leases first, so that no run is executed whose lease nobody renews.
+    fn hand_out(&mut self, asked: Instant, claimed: Claimed, ctx: &mut Context<Self>) {
+        let mut leases = Vec::with_capacity(claimed.claims.len());
+        let mut work = Vec::with_capacity(claimed.claims.len());
+        for claim in claimed.claims {
+            // A claim is never larger than the number of free executors it was made for.
+            let Some(executor) = self.free.pop() else {
+                tracing::error!(run = %claim.job.id, "the queue handed out more runs than there are executors");
+                continue;
+            };
+            let stop = Arc::new(Stop::default());
+            leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed: asked });
+            work.push((executor, Execute { claim, stop }));
+        }
+        self.count_busy();
+        let pool = self.pool.clone();
+        let leased = async move { pool.send(Leased { leases }).await };
+        ctx.spawn(leased.into_actor(self).map(|_, act, ctx| {
+            for (executor, execute) in work {
+                // A free executor's mailbox is empty.
+                if let Err(error) = executor.try_send(execute) {
+                    tracing::error!(%error, "an executor has stopped; its run goes to another worker when the lease ends");
+                }
+            }
+            act.again(ctx);
+        }));
+    }
+
+    fn again(&mut self, ctx: &mut Context<Self>) {
+        self.state = State::Idle;
+        if let Some(Some(told)) = self.stopping.as_mut().map(Option::take) {
+            let _ = told.send(());
+        }
+        self.claim(ctx);
+    }
+
+    fn count_busy(&self) {
+        self.shared.health.busy.store(self.shared.slots.saturating_sub(self.free.len()), Ordering::Relaxed);
+    }
+}
+
+impl Actor for Dispatcher {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // Each executor has at most one message on its way here.
+        ctx.set_mailbox_capacity(self.shared.slots.max(16));
+        ctx.run_interval(Duration::from_secs(1), |act, ctx| act.claim(ctx));
+    }
+}
+
+/// An executor can take a run.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Free {
+    pub executor: Addr<Executor>,
+    /// The run it had, if nothing of it is left to record: its lease is no longer renewed.
+    pub gone: Option<(RunId, Fence)>,
+}
+
+impl Handler<Free> for Dispatcher {
+    type Result = ();
+
+    fn handle(&mut self, message: Free, ctx: &mut Self::Context) {
+        self.free.push(message.executor);
+        self.count_busy();
+        if let Some(run) = message.gone {
+            let told = self.pool.send(Finished { runs: vec![run] });
+            ctx.spawn(told.into_actor(self).map(|_, _, _| ()));
+        }
+        self.claim(ctx);
+    }
+}
+
+/// Claim nothing more; answered when everything that was claimed is handed out.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StopClaiming;
+
+impl Handler<StopClaiming> for Dispatcher {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: StopClaiming, ctx: &mut Self::Context) -> Self::Result {
+        let (told, stopped) = oneshot::channel();
+        self.stopping = Some(Some(told));
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Claiming => self.state = State::Claiming,
+            State::Idle => self.again(ctx),
+            State::Waiting(wait) => {
+                ctx.cancel_future(wait);
+                self.again(ctx);
+            }
+        }
+        Box::pin(async move {
+            let _ = stopped.await;
+        })
+    }
+}

@@ -1,0 +1,306 @@
+//! The pool: owns the leases of this worker. It renews them, passes cancellations on, gives up what it could not renew
+//! before anybody else may take it, and empties itself when the worker drains.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    executor::{
+        Shared,
+        call::{Stop, StopReason},
+        dispatcher::{Dispatcher, StopClaiming},
+        recorder::{Recorder, Settle},
+    },
+    job::{Fence, RunId},
+    queue::{HEARTBEAT, Renewal, SELF_ABORT, Unreachable},
+};
+
+/// How often leases are looked at for self-abort.
+const CHECK: Duration = Duration::from_secs(1);
+/// How long stopped calls and unwritten endings may take after the grace time of a drain.
+const LAST_WRITES: Duration = Duration::from_secs(10);
+
+pub struct Pool {
+    shared: Arc<Shared>,
+    leases: HashMap<RunId, Held>,
+    heartbeat_under_way: bool,
+    last_heartbeat: Instant,
+    crew: Option<Meet>,
+    empty: Vec<oneshot::Sender<()>>,
+    stop: CancellationToken,
+}
+
+/// A lease as this worker holds it.
+struct Held {
+    fence: Fence,
+    stop: Arc<Stop>,
+    /// When the queue last confirmed it, by this process's clock; the moment of asking, which is the earlier one.
+    renewed: Instant,
+}
+
+impl Pool {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            leases: HashMap::new(),
+            heartbeat_under_way: false,
+            last_heartbeat: Instant::now(),
+            crew: None,
+            empty: Vec::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    fn tick(&mut self, ctx: &mut Context<Self>) {
+        self.give_up_overdue();
+        if self.last_heartbeat.elapsed() >= HEARTBEAT && !self.heartbeat_under_way {
+            self.heartbeat(ctx);
+        }
+    }
+
+    /// Beats without leases, too: that is how the pool knows that the queue answers.
+    fn heartbeat(&mut self, ctx: &mut Context<Self>) {
+        self.heartbeat_under_way = true;
+        let asked = Instant::now();
+        self.last_heartbeat = asked;
+        let held: Vec<_> = self.leases.iter().map(|(run, lease)| (*run, lease.fence)).collect();
+        let shared = self.shared.clone();
+        let beat = async move {
+            let renewals = shared.queue.heartbeat(shared.worker, &held).await;
+            (held, renewals)
+        };
+        ctx.spawn(beat.into_actor(self).map(move |(held, renewals), act, _| {
+            act.heartbeat_under_way = false;
+            act.renewed(asked, &held, renewals);
+        }));
+    }
+
+    fn renewed(&mut self, asked: Instant, held: &[(RunId, Fence)], renewals: Result<Vec<Renewal>, Unreachable>) {
+        let renewals = match renewals {
+            Ok(renewals) => renewals,
+            Err(error) => {
+                tracing::warn!(%error, leases = held.len(), "leases could not be renewed");
+                return;
+            }
+        };
+        for ((run, fence), renewal) in held.iter().zip(renewals) {
+            let Some(lease) = self.leases.get_mut(run).filter(|lease| lease.fence == *fence) else { continue };
+            match renewal {
+                Renewal::Held => lease.renewed = asked,
+                Renewal::Cancel => {
+                    lease.renewed = asked;
+                    lease.stop.stop(StopReason::Cancelled);
+                }
+                Renewal::Lost => {
+                    tracing::warn!(%run, "a lease was lost");
+                    lease.stop.stop(StopReason::LeaseLost);
+                    self.leases.remove(run);
+                }
+            }
+        }
+        self.tell_if_empty();
+    }
+
+    fn give_up_overdue(&mut self) {
+        self.leases.retain(|run, lease| {
+            let overdue = lease.renewed.elapsed() >= SELF_ABORT;
+            if overdue {
+                tracing::warn!(%run, "a lease could not be renewed in time; the run is given up");
+                lease.stop.stop(StopReason::LeaseLost);
+            }
+            !overdue
+        });
+        self.tell_if_empty();
+    }
+
+    fn tell_if_empty(&mut self) {
+        if self.leases.is_empty() {
+            for told in self.empty.drain(..) {
+                // Whoever stopped waiting needs no answer.
+                let _ = told.send(());
+            }
+        }
+    }
+
+    /// Hears of cancellations as they happen; heartbeats tell them too, later.
+    fn listen(&self, ctx: &mut Context<Self>) {
+        let (queue, stop, pool) = (self.shared.queue.clone(), self.stop.clone(), ctx.address());
+        let listen = async move {
+            let mut cancellations = loop {
+                match queue.cancellations(stop.clone()).await {
+                    Ok(cancellations) => break cancellations,
+                    Err(error) => tracing::warn!(%error, "cannot listen for cancellations yet"),
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            };
+            while let Some(run) = cancellations.recv().await {
+                if pool.send(Cancel { run }).await.is_err() {
+                    break;
+                }
+            }
+        };
+        ctx.spawn(listen.into_actor(self));
+    }
+}
+
+impl Actor for Pool {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.shared.slots.max(64));
+        ctx.run_interval(CHECK, Self::tick);
+        self.listen(ctx);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.stop.cancel();
+    }
+}
+
+/// The actors that the pool stops when it drains.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Meet {
+    pub dispatcher: Addr<Dispatcher>,
+    pub recorder: Addr<Recorder>,
+    pub arbiters: Vec<Arbiter>,
+}
+
+impl Handler<Meet> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, crew: Meet, _: &mut Self::Context) {
+        self.crew = Some(crew);
+    }
+}
+
+/// These leases are ours from now on.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Leased {
+    pub leases: Vec<Lease>,
+}
+
+pub struct Lease {
+    pub run: RunId,
+    pub fence: Fence,
+    pub stop: Arc<Stop>,
+    /// A moment before the claim was made.
+    pub claimed: Instant,
+}
+
+impl Handler<Leased> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, message: Leased, _: &mut Self::Context) {
+        for Lease { run, fence, stop, claimed } in message.leases {
+            self.leases.insert(run, Held { fence, stop, renewed: claimed });
+        }
+    }
+}
+
+/// These leases are needed no more, under these fences.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Finished {
+    pub runs: Vec<(RunId, Fence)>,
+}
+
+impl Handler<Finished> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, message: Finished, _: &mut Self::Context) {
+        for (run, fence) in message.runs {
+            // A run that came back in the meantime has another lease under the same id.
+            if self.leases.get(&run).is_some_and(|lease| lease.fence == fence) {
+                self.leases.remove(&run);
+            }
+        }
+        self.tell_if_empty();
+    }
+}
+
+/// Somebody wants this run to end, whoever has it.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Cancel {
+    run: RunId,
+}
+
+impl Handler<Cancel> for Pool {
+    type Result = ();
+
+    fn handle(&mut self, message: Cancel, _: &mut Self::Context) {
+        if let Some(lease) = self.leases.get(&message.run) {
+            lease.stop.stop(StopReason::Cancelled);
+        }
+    }
+}
+
+/// Stop claiming, end what can be ended in `grace`, hand the rest back. Answers with the number handed back.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub struct Drain {
+    pub grace: Duration,
+}
+
+impl Handler<Drain> for Pool {
+    type Result = ResponseActFuture<Self, usize>;
+
+    fn handle(&mut self, message: Drain, _: &mut Self::Context) -> Self::Result {
+        self.shared.health.draining.store(true, Ordering::Relaxed);
+        let dispatcher = self.crew.as_ref().map(|crew| crew.dispatcher.clone());
+        let recorder = self.crew.as_ref().map(|crew| crew.recorder.clone());
+        let stop_claiming = async move {
+            if let Some(dispatcher) = dispatcher {
+                let _ = dispatcher.send(StopClaiming).await;
+            }
+        };
+        let drained = stop_claiming
+            .into_actor(self)
+            .then(move |(), act, _| act.until_empty(message.grace))
+            .then(|(), act, _| {
+                let left: Vec<_> = act.leases.values().map(|lease| lease.stop.clone()).collect();
+                left.iter().for_each(|stop| stop.stop(StopReason::Drain));
+                act.until_empty(LAST_WRITES).map(move |(), _, _| left.len())
+            })
+            .then(move |handed_back, act, _| {
+                let settle = async move {
+                    if let Some(recorder) = recorder {
+                        let _ = tokio::time::timeout(LAST_WRITES, recorder.send(Settle)).await;
+                    }
+                    handed_back
+                };
+                settle.into_actor(act)
+            })
+            .map(|handed_back, act, _| {
+                if let Some(crew) = act.crew.take() {
+                    for arbiter in crew.arbiters {
+                        arbiter.stop();
+                    }
+                }
+                handed_back
+            });
+        Box::pin(drained)
+    }
+}
+
+impl Pool {
+    /// Ends when no lease is left, or after `at_most`.
+    fn until_empty(&mut self, at_most: Duration) -> impl ActorFuture<Self, Output = ()> + use<> {
+        let (told, empty) = oneshot::channel();
+        self.empty.push(told);
+        self.tell_if_empty();
+        let wait = async move {
+            let _ = tokio::time::timeout(at_most, empty).await;
+        };
+        wait.into_actor(self)
+    }
+}

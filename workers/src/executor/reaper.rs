@@ -1,0 +1,68 @@
+//! The reaper: takes over what a lost worker left behind, and what waited past its deadline.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use actix::prelude::*;
+
+use crate::executor::{
+    Shared,
+    call::{self, Done},
+    recorder::{self, Recorder},
+};
+
+/// How often the queue is asked, on average; each worker jitters by half of it.
+const PERIOD: Duration = Duration::from_millis(500);
+/// Runs that are taken over at a time.
+const BATCH: usize = 64;
+
+pub struct Reaper {
+    shared: Arc<Shared>,
+    recorder: Addr<Recorder>,
+}
+
+impl Reaper {
+    pub fn new(shared: Arc<Shared>, recorder: Addr<Recorder>) -> Self {
+        Self { shared, recorder }
+    }
+
+    fn schedule(ctx: &mut Context<Self>) {
+        let jitter = rand::random_range(0.5..1.5);
+        ctx.run_later(PERIOD.mul_f64(jitter), |act, ctx| {
+            let reap = reap(act.shared.clone(), act.recorder.clone());
+            ctx.spawn(reap.into_actor(act).map(|(), _, ctx| Self::schedule(ctx)));
+        });
+    }
+}
+
+impl Actor for Reaper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        Self::schedule(ctx);
+    }
+}
+
+async fn reap(shared: Arc<Shared>, recorder: Addr<Recorder>) {
+    loop {
+        // A worker that drains takes nothing over, and one whose ledger is away could record nothing of it.
+        if shared.health.is_draining() || shared.health.ledger_failing.load(Ordering::Relaxed) {
+            return;
+        }
+        let claims = match shared.queue.reap(shared.worker, BATCH).await {
+            Ok(claims) => claims,
+            Err(error) => {
+                tracing::debug!(%error, "cannot reap");
+                return;
+            }
+        };
+        if claims.is_empty() {
+            return;
+        }
+        for claim in claims {
+            tracing::info!(run = %claim.job.id, work = claim.work.name(), "a run was taken over");
+            if let Done::Record(ending) = call::settle(&shared, &claim).await {
+                recorder::hand_over(&shared, &recorder, (claim.job, ending)).await;
+            }
+        }
+    }
+}

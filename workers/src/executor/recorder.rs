@@ -1,0 +1,133 @@
+//! The recorder: takes endings to the ledger in batches, then lets the queue forget them.
+//!
+//! An ending comes here stashed, so nothing is lost when this process dies: whoever takes the lease over finds it. While the
+//! ledger is away, endings wait here under their leases, up to the backlog's bound.
+
+use std::{mem, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use actix::prelude::*;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::{
+    executor::{
+        Shared,
+        pool::{Finished, Pool},
+    },
+    job::{Ending, Job},
+};
+
+/// The pause before a failed batch is tried again; it doubles up to [`MAX_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// Endings in one transaction, at most.
+const BATCH: usize = 256;
+
+pub struct Recorder {
+    shared: Arc<Shared>,
+    pool: Addr<Pool>,
+    pending: Vec<Record>,
+    flushing: bool,
+    idle: Vec<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Recorder {
+    pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
+        Self { shared, pool, pending: Vec::new(), flushing: false, idle: Vec::new() }
+    }
+
+    /// At once when idle; what comes while a batch is written makes the next one.
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        if self.flushing {
+            return;
+        }
+        if self.pending.is_empty() {
+            for told in self.idle.drain(..) {
+                // Whoever stopped waiting needs no answer.
+                let _ = told.send(());
+            }
+            return;
+        }
+        self.flushing = true;
+        let rest = self.pending.split_off(self.pending.len().min(BATCH));
+        let batch = mem::replace(&mut self.pending, rest);
+        let write = write(self.shared.clone(), self.pool.clone(), batch);
+        ctx.spawn(write.into_actor(self).map(|(), act, ctx| {
+            act.flushing = false;
+            act.flush(ctx);
+        }));
+    }
+}
+
+impl Actor for Recorder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // The backlog's permits bound what is on its way here.
+        ctx.set_mailbox_capacity(self.shared.slots.max(16));
+    }
+}
+
+/// An ending for the ledger, with its place in the backlog.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Record {
+    job: Arc<Job>,
+    ending: Arc<Ending>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Handler<Record> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, record: Record, ctx: &mut Self::Context) {
+        self.pending.push(record);
+        self.flush(ctx);
+    }
+}
+
+/// Answers when nothing is left to write.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Settle;
+
+impl Handler<Settle> for Recorder {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Settle, ctx: &mut Self::Context) -> Self::Result {
+        let (told, idle) = tokio::sync::oneshot::channel();
+        self.idle.push(told);
+        self.flush(ctx);
+        Box::pin(async move {
+            let _ = idle.await;
+        })
+    }
+}
+
+/// Gives an ending to the recorder; waits for a place in the backlog.
+pub async fn hand_over(shared: &Shared, recorder: &Addr<Recorder>, (job, ending): (Arc<Job>, Box<Ending>)) {
+    // The semaphore is never closed.
+    let Ok(place) = shared.backlog.clone().acquire_owned().await else { return };
+    let record = Record { job, ending: Arc::from(ending), _place: place };
+    if recorder.send(record).await.is_err() {
+        tracing::error!("an ending is left to the next worker: the recorder has stopped");
+    }
+}
+
+async fn write(shared: Arc<Shared>, pool: Addr<Pool>, batch: Vec<Record>) {
+    let endings: Vec<_> = batch.iter().map(|record| (record.job.clone(), record.ending.clone())).collect();
+    let mut pause = PAUSE;
+    while let Err(error) = shared.ledger.finish(&endings).await {
+        shared.health.ledger_failing.store(true, Ordering::Relaxed);
+        tracing::warn!(%error, endings = endings.len(), "endings wait for the ledger");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+    shared.health.ledger_failing.store(false, Ordering::Relaxed);
+    let runs: Vec<_> = batch.iter().map(|record| (record.ending.run, record.ending.fence)).collect();
+    if let Err(error) = shared.queue.finish(&runs).await {
+        // The leases run out, and whoever takes them over finds that the ledger has the endings.
+        tracing::warn!(%error, "the queue did not hear that runs are recorded");
+    }
+    // A pool that is gone keeps no leases.
+    let _ = pool.send(Finished { runs }).await;
+}
