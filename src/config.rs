@@ -1,4 +1,16 @@
 //! Configuration: defaults < file < environment < flags, parsed into types that cannot be wrong.
+//!
+//! [`Config::load`] lays the layers over each other as untyped values that remember their origin, then parses each key
+//! once. It stops at nothing: all problems are told together, each with its key, its origin, what was expected and what was found.
+
+mod environment;
+mod file;
+mod keys;
+mod load;
+mod reader;
+mod source;
+mod tables;
+mod value;
 
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,6 +19,14 @@ use workers::{
     job::Price,
     providers::{ProviderSettings, Secret},
     retry::RetryPolicy,
+};
+
+pub use self::{
+    keys::{ENV_PREFIX, KEYS, Key, Kind, MODEL_KEYS, PROVIDER_KEYS},
+    load::{Flags, Inputs, Loaded},
+    reader::Setting,
+    source::{ConfigError, Source},
+    value::mask_url,
 };
 
 /// The validated configuration of one process.
@@ -29,8 +49,28 @@ pub struct Config {
     pub log: LogConfig,
     /// By name; `openai` and `demo` are always there.
     pub providers: HashMap<String, ProviderSettings>,
-    /// By name; `demo` is always there.
+    /// By name; `demo` is always there. Ask [`Config::model`], which knows what holds for others.
     pub models: HashMap<String, ModelConfig>,
+    /// Whether models without an entry may be used: as long as no `[[model]]` is written.
+    pub unlisted_models: bool,
+}
+
+impl Config {
+    /// The model that prompts call `name`; `None` when this configuration does not know it.
+    ///
+    /// While no `[[model]]` is written, every name is a model of OpenAI's, so that a first prompt needs no entry. The first entry
+    /// makes the list complete: from then on a slip in a name is an error here and not a bill elsewhere.
+    pub fn model(&self, name: &str) -> Option<ModelConfig> {
+        self.models.get(name).cloned().or_else(|| {
+            self.unlisted_models.then(|| ModelConfig {
+                name: name.to_owned(),
+                provider: tables::OPENAI.to_owned(),
+                upstream: name.to_owned(),
+                price: None,
+                plans: Vec::new(),
+            })
+        })
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,9 +1,12 @@
 //! The ledger: the `runs` and `attempts` tables, the truth about every run. The only place that changes a state.
 
+mod fault;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use sea_orm::DatabaseConnection;
 
+pub use self::fault::Fault;
 use crate::{
     job::{AccountId, Attempt, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
     queue::Restored,
@@ -18,6 +21,9 @@ pub enum LedgerError {
     /// The disk is full, or the database is read-only.
     #[error("the database cannot store more: {0}")]
     Full(String),
+    /// The database refused the write for what the row holds, or for a fault of its own set-up: repeating it is useless.
+    #[error("the database refused the write")]
+    Refused(#[source] Arc<sea_orm::DbErr>),
     /// A row that this version cannot read.
     #[error("the database holds a row that this version cannot read")]
     Unreadable(String),
