@@ -33,10 +33,7 @@ use axum::{
 };
 use workers::Engine;
 
-pub use self::{
-    health::{Health, NotReady},
-    server::{Cut, serve},
-};
+pub use self::{health::Readiness, server::serve};
 use crate::{config::Config, keys::Keys, prompts::Prompts, run::Runner};
 
 /// What the front door needs. Cheap to clone.
@@ -46,6 +43,7 @@ pub struct FrontDoor {
     pub prompts: Prompts,
     pub engine: Engine,
     pub config: Arc<Config>,
+    pub readiness: Readiness,
 }
 
 /// What handlers share.
@@ -57,8 +55,7 @@ struct Door {
 
 /// Every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
-    let FrontDoor { keys, prompts, engine, config } = front;
-    let health: Arc<dyn Health> = Arc::new(engine.clone());
+    let FrontDoor { keys, prompts, engine, config, readiness } = front;
     let max_body_bytes = config.server.max_body_bytes;
     let door = Arc::new(Door { keys, runner: Runner::new(prompts, engine, config), max_body_bytes });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
@@ -69,10 +66,10 @@ pub fn router(front: FrontDoor) -> Router {
         .route("/api/v1/runs/{id}", guarded(get(runs::show)))
         .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
         .with_state(door.clone());
-    shell::wrap(api.merge(health::routes(health)))
+    shell::wrap(api.merge(health::routes(readiness)))
 }
 
 /// `/healthz` and `/readyz` alone: for workers, and for listeners that only probes reach.
-pub fn operations_router(health: Arc<dyn Health>) -> Router {
-    shell::wrap(health::routes(health))
+pub fn operations_router(readiness: Readiness) -> Router {
+    shell::wrap(health::routes(readiness))
 }

@@ -69,7 +69,7 @@ impl Runner {
                 Some(version) => RunError::VersionNotFound { prompt: request.prompt, version },
             });
         };
-        let targets = plan::targets(account, &prompt.model, &prompt.fallbacks, &self.config.models)?;
+        let targets = plan::targets(account, &prompt.model, &prompt.fallbacks, |name| self.config.model(name))?;
         let rendered = prompt.render(&request.variables)?;
         plan::fits(&rendered, limits.max_rendered_bytes)?;
 
@@ -93,7 +93,7 @@ impl Runner {
             stream: request.stream,
             metadata: request.metadata,
             created_at,
-            deadline: self.engine.deadline(created_at, timeout),
+            deadline: created_at.plus(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             keep_content: self.config.keep_content,
             repeat_streamed: prompt.repeat_streamed,
         };

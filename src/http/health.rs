@@ -15,7 +15,7 @@ use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
-use workers::{Engine, SubmitError};
+use workers::{Engine, executor};
 
 use super::error::ApiError;
 
@@ -26,17 +26,25 @@ const FRESH: Duration = Duration::from_millis(500);
 /// When a probe, or the caller behind it, should ask again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
+/// What a process's probes are answered from. Cheap to clone.
+#[derive(Clone)]
+pub struct Readiness {
+    pub engine: Engine,
+    /// Absent on a front door without executors.
+    pub executors: Option<Arc<executor::Health>>,
+}
+
 /// What stands between a process and its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotReady {
+enum Obstacle {
     Database,
     Queue,
     Draining,
-    /// A worker that is alive and no longer takes runs.
+    /// The executors are alive and no longer take runs.
     Consuming,
 }
 
-impl NotReady {
+impl Obstacle {
     fn as_str(self) -> &'static str {
         match self {
             Self::Database => "database",
@@ -49,76 +57,79 @@ impl NotReady {
 
 /// What a process knows about itself.
 #[async_trait]
-pub trait Health: Send + Sync + 'static {
-    /// Whether it is any use to keep this process; asks nobody else. `Err`: restart it.
-    fn alive(&self) -> Result<(), NotReady> {
-        Ok(())
-    }
+trait Health: Send + Sync + 'static {
+    /// What makes this process useless, so that it should be started again. Asks nobody else.
+    fn ill(&self) -> Option<Obstacle>;
 
     /// Whether it shuts down.
     fn is_draining(&self) -> bool;
 
-    /// Asks its stores.
-    async fn ready(&self) -> Result<(), NotReady>;
+    /// Asks the stores.
+    async fn unreachable(&self) -> Vec<Obstacle>;
 }
 
 #[async_trait]
-impl Health for Engine {
-    fn is_draining(&self) -> bool {
-        Engine::is_draining(self)
+impl Health for Readiness {
+    fn ill(&self) -> Option<Obstacle> {
+        // A pool that drains takes no runs because it should not.
+        let stuck = |health: &Arc<executor::Health>| !health.is_draining() && !health.is_consuming();
+        self.executors.as_ref().is_some_and(stuck).then_some(Obstacle::Consuming)
     }
 
-    async fn ready(&self) -> Result<(), NotReady> {
-        match Engine::ready(self).await {
-            // A full queue answers, and is the callers' own 503.
-            Ok(()) | Err(SubmitError::Full { .. } | SubmitError::Limited { .. }) => Ok(()),
-            Err(SubmitError::Draining) => Err(NotReady::Draining),
-            Err(SubmitError::Queue(_)) => Err(NotReady::Queue),
-            Err(SubmitError::Ledger(_)) => Err(NotReady::Database),
-        }
+    fn is_draining(&self) -> bool {
+        self.engine.is_draining() || self.executors.as_ref().is_some_and(|health| health.is_draining())
+    }
+
+    async fn unreachable(&self) -> Vec<Obstacle> {
+        let silent = |_| ();
+        let (database, queue) = tokio::join!(
+            async { timeout(READY_TIME, self.engine.ledger_ready()).await.map_err(silent)?.map_err(|_| ()) },
+            async { timeout(READY_TIME, self.engine.queue_ready()).await.map_err(silent)?.map_err(|_| ()) },
+        );
+        let database = database.is_err().then_some(Obstacle::Database);
+        database.into_iter().chain(queue.is_err().then_some(Obstacle::Queue)).collect()
     }
 }
 
-pub(super) fn routes(health: Arc<dyn Health>) -> Router {
-    let probe = Arc::new(Probe { health, last: Mutex::new(None) });
+pub(super) fn routes(readiness: Readiness) -> Router {
+    probing(readiness)
+}
+
+fn probing(health: impl Health) -> Router {
+    let probe = Arc::new(Probe { health: Box::new(health), last: Mutex::new(None) });
     Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(probe)
 }
 
 struct Probe {
-    health: Arc<dyn Health>,
+    health: Box<dyn Health>,
     /// Held while the stores are asked, so that they are asked once however many want to know.
-    last: Mutex<Option<(Instant, Vec<NotReady>)>>,
+    last: Mutex<Option<(Instant, Vec<Obstacle>)>>,
 }
 
 async fn healthz(State(probe): State<Arc<Probe>>) -> Response {
-    match probe.health.alive() {
-        Ok(()) => ok(),
-        Err(reason) => refuse("unhealthy", "This process is not healthy", &[reason]),
+    match probe.health.ill() {
+        None => ok(),
+        Some(obstacle) => refuse("unhealthy", "This process is not healthy", &[obstacle]),
     }
 }
 
 async fn readyz(State(probe): State<Arc<Probe>>) -> Response {
     if probe.health.is_draining() {
-        return refuse("draining", "This process is shutting down", &[NotReady::Draining]);
+        return refuse("draining", "This process is shutting down", &[Obstacle::Draining]);
     }
-    let not_ready = probe.stores().await;
-    if not_ready.is_empty() { ok() } else { refuse("not_ready", "This process is not ready", &not_ready) }
+    let unreachable = probe.stores().await;
+    if unreachable.is_empty() { ok() } else { refuse("not_ready", "This process is not ready", &unreachable) }
 }
 
 impl Probe {
-    async fn stores(&self) -> Vec<NotReady> {
+    async fn stores(&self) -> Vec<Obstacle> {
         let mut last = self.last.lock().await;
         if let Some((asked, answer)) = &*last
             && asked.elapsed() < FRESH
         {
             return answer.clone();
         }
-        let answer = match timeout(READY_TIME, self.health.ready()).await {
-            Ok(Ok(())) => Vec::new(),
-            Ok(Err(reason)) => vec![reason],
-            // One of them is silent, and it is not known which.
-            Err(_) => vec![NotReady::Database, NotReady::Queue],
-        };
+        let answer = self.health.unreachable().await;
         *last = Some((Instant::now(), answer.clone()));
         answer
     }
@@ -128,8 +139,8 @@ fn ok() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-fn refuse(code: &'static str, sentence: &'static str, reasons: &[NotReady]) -> Response {
-    let names: Vec<_> = reasons.iter().map(|reason| reason.as_str()).collect();
+fn refuse(code: &'static str, sentence: &'static str, obstacles: &[Obstacle]) -> Response {
+    let names: Vec<_> = obstacles.iter().map(|obstacle| obstacle.as_str()).collect();
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, format!("{sentence}: {}", names.join(", ")))
         .retry_after(ASK_AGAIN)
         .details(json!({ "notReady": names }))
@@ -153,27 +164,24 @@ mod tests {
     struct Fake {
         dead: AtomicBool,
         draining: AtomicBool,
-        silent: AtomicBool,
         queue_gone: AtomicBool,
         asked: AtomicUsize,
     }
 
     #[async_trait]
     impl Health for Arc<Fake> {
-        fn alive(&self) -> Result<(), NotReady> {
-            if self.dead.load(Ordering::Relaxed) { Err(NotReady::Consuming) } else { Ok(()) }
+        fn ill(&self) -> Option<Obstacle> {
+            self.dead.load(Ordering::Relaxed).then_some(Obstacle::Consuming)
         }
 
         fn is_draining(&self) -> bool {
             self.draining.load(Ordering::Relaxed)
         }
 
-        async fn ready(&self) -> Result<(), NotReady> {
+        async fn unreachable(&self) -> Vec<Obstacle> {
             self.asked.fetch_add(1, Ordering::Relaxed);
-            if self.silent.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-            if self.queue_gone.load(Ordering::Relaxed) { Err(NotReady::Queue) } else { Ok(()) }
+            tokio::task::yield_now().await;
+            self.queue_gone.load(Ordering::Relaxed).then_some(Obstacle::Queue).into_iter().collect()
         }
     }
 
@@ -191,7 +199,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn probes_are_told_what_is_missing() {
         let fake = Arc::new(Fake::default());
-        let router = super::super::operations_router(Arc::new(fake.clone()));
+        let router = super::super::shell::wrap(probing(fake.clone()));
         assert_eq!(get(&router, "/healthz").await, (200, json!({ "status": "ok" })));
         assert_eq!(get(&router, "/readyz").await, (200, json!({ "status": "ok" })));
 
@@ -200,11 +208,6 @@ mod tests {
         let (status, body) = get(&router, "/readyz").await;
         assert_eq!((status, not_ready(&body)), (503, &json!(["queue"])));
         assert_eq!(get(&router, "/healthz").await.0, 200, "a store that is gone is no reason to restart");
-
-        fake.silent.store(true, Ordering::Relaxed);
-        tokio::time::advance(FRESH).await;
-        let (status, body) = get(&router, "/readyz").await;
-        assert_eq!((status, not_ready(&body)), (503, &json!(["database", "queue"])));
 
         fake.draining.store(true, Ordering::Relaxed);
         let (status, body) = get(&router, "/readyz").await;
@@ -218,7 +221,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_probes_cost_the_stores_one_question() {
         let fake = Arc::new(Fake::default());
-        let router = super::super::operations_router(Arc::new(fake.clone()));
+        let router = super::super::shell::wrap(probing(fake.clone()));
         let many = (0..50).map(|_| get(&router, "/readyz"));
         futures::future::join_all(many).await;
         assert_eq!(fake.asked.load(Ordering::Relaxed), 1);

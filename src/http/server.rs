@@ -37,13 +37,20 @@ const PING_TIME: Duration = Duration::from_secs(20);
 /// Accepting fails for a while when the process has no descriptor left; trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// How many requests (and idle connections) were cut off because they took longer than the drain timeout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut(pub usize);
-
 /// Serves `router` on `listener` until `stop`; then closes what is idle, lets what is in flight end within
 /// [`ServerConfig::drain_timeout`], and cuts off the rest.
-pub async fn serve(listener: TcpListener, router: Router, config: &ServerConfig, stop: CancellationToken) -> Cut {
+pub async fn serve(listener: TcpListener, router: Router, config: ServerConfig, stop: CancellationToken) {
+    let Cut(cut) = serve_and_count(listener, router, &config, stop).await;
+    if cut > 0 {
+        tracing::warn!(cut, "requests in flight outlived the drain timeout and were cut off");
+    }
+}
+
+/// How many connections and requests took longer than the drain timeout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut(usize);
+
+async fn serve_and_count(listener: TcpListener, router: Router, config: &ServerConfig, stop: CancellationToken) -> Cut {
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
     let connections = Connections {

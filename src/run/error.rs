@@ -200,7 +200,7 @@ impl From<LedgerError> for RunError {
         match error {
             LedgerError::Unreachable(_) => Self::DatabaseUnreachable(error.into()),
             LedgerError::Full(_) => Self::DatabaseFull(error.into()),
-            LedgerError::Unreadable(_) => Self::Internal(error.into()),
+            LedgerError::Refused(_) | LedgerError::Unreadable(_) => Self::Internal(error.into()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a run may do, decided from what is known before it is submitted. Pure.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use workers::job::{Target, UnixMillis};
 
@@ -32,30 +32,29 @@ pub(super) fn targets(
     account: &Account,
     model: &str,
     fallbacks: &[String],
-    models: &HashMap<String, ModelConfig>,
+    configured: impl Fn(&str) -> Option<ModelConfig>,
 ) -> Result<Vec<Target>, RunError> {
-    let first = target(account, model, models)?;
-    let others = fallbacks.iter().filter_map(|name| target(account, name, models).ok());
+    let first = target(account, model, &configured)?;
+    let others = fallbacks.iter().filter_map(|name| target(account, name, &configured).ok());
     Ok(std::iter::once(first).chain(others).collect())
 }
 
-fn target(account: &Account, model: &str, models: &HashMap<String, ModelConfig>) -> Result<Target, RunError> {
+fn target(
+    account: &Account,
+    model: &str,
+    configured: impl Fn(&str) -> Option<ModelConfig>,
+) -> Result<Target, RunError> {
     let not_allowed = || RunError::ModelNotAllowed(model.to_owned());
     if !account.allowed_models.is_empty() && !account.allowed_models.iter().any(|allowed| allowed == model) {
         return Err(not_allowed());
     }
-    let Some(config) = models.get(model) else {
+    let Some(config) = configured(model) else {
         return Err(RunError::ModelNotConfigured(model.to_owned()));
     };
     if !config.plans.is_empty() && !config.plans.iter().any(|plan| plan == plan_name(account.plan)) {
         return Err(not_allowed());
     }
-    Ok(Target {
-        model: config.name.clone(),
-        provider: config.provider.clone(),
-        upstream: config.upstream.clone(),
-        price: config.price,
-    })
+    Ok(Target { model: config.name, provider: config.provider, upstream: config.upstream, price: config.price })
 }
 
 /// A plan as `[[model]] plans` writes it.
@@ -110,15 +109,16 @@ mod tests {
         }
     }
 
-    fn models(list: &[(&str, &[&str])]) -> HashMap<String, ModelConfig> {
-        let model = |name: &str, plans: &[&str]| ModelConfig {
-            name: name.into(),
-            provider: "local".into(),
-            upstream: format!("{name}-upstream"),
-            price: None,
-            plans: plans.iter().map(|&plan| plan.to_owned()).collect(),
+    /// `a` for everybody, `b` for PRO, `free-only` for FREE.
+    fn configured(name: &str) -> Option<ModelConfig> {
+        let plans = match name {
+            "a" => Vec::new(),
+            "b" => vec!["pro".to_owned()],
+            "free-only" => vec!["free".to_owned()],
+            _ => return None,
         };
-        list.iter().map(|&(name, plans)| (name.to_owned(), model(name, plans))).collect()
+        let (provider, upstream) = ("local".to_owned(), format!("{name}-upstream"));
+        Some(ModelConfig { name: name.to_owned(), provider, upstream, price: None, plans })
     }
 
     #[test]
@@ -137,9 +137,8 @@ mod tests {
     #[test]
     fn targets_are_the_allowed_ones_in_order() {
         let check = |allowed: &[&str], model: &str, expect: Result<Vec<&str>, &str>| {
-            let models = models(&[("a", &[]), ("b", &["pro"]), ("free-only", &["free"])]);
             let fallbacks = ["b".to_owned(), "free-only".to_owned(), "unknown".to_owned(), "a".to_owned()];
-            let result = targets(&account(Plan::Pro, None, allowed), model, &fallbacks, &models);
+            let result = targets(&account(Plan::Pro, None, allowed), model, &fallbacks, configured);
             let names = result.map(|targets| targets.into_iter().map(|target| target.model).collect::<Vec<_>>());
             match (names, expect) {
                 (Ok(names), Ok(expect)) => assert_eq!(names, expect),
@@ -158,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_target_is_what_the_configuration_says() {
-        let targets = targets(&account(Plan::Pro, None, &[]), "a", &[], &models(&[("a", &[])])).unwrap();
+        let targets = targets(&account(Plan::Pro, None, &[]), "a", &[], configured).unwrap();
         let expect = Target { model: "a".into(), provider: "local".into(), upstream: "a-upstream".into(), price: None };
         assert_eq!(targets, [expect]);
     }

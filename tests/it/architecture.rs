@@ -54,7 +54,10 @@ fn no_mailbox_is_filled_past_its_bound() {
 
 #[test]
 fn only_the_redis_queue_knows_redis() {
-    check(&["deadpool_redis", "redis::cmd", "redis::Script", "{q:"], &["workers/src/queue/redis", "workers/src/queue/scripts"]);
+    check(
+        &["deadpool_redis", "redis::cmd", "redis::Script", "{q:"],
+        &["workers/src/queue/redis", "workers/src/queue/scripts"],
+    );
 }
 
 #[test]

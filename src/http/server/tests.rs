@@ -45,7 +45,7 @@ impl Server {
         };
         let stop = CancellationToken::new();
         let token = stop.clone();
-        let served = tokio::spawn(async move { serve(listener, router, &config, token).await });
+        let served = tokio::spawn(async move { serve_and_count(listener, router, &config, token).await });
         Self { address, stop, begun, finish, served }
     }
 

@@ -224,8 +224,7 @@ impl App {
     pub fn import_prompt_of(&self, account: &str, toml: &str) {
         let file = self.folder.path().join("prompt.toml");
         std::fs::write(&file, toml).unwrap();
-        let imported =
-            self.cli(&["prompt", "import", &file.display().to_string(), "--account", account, "--promote"]);
+        let imported = self.cli(&["prompt", "import", &file.display().to_string(), "--account", account, "--promote"]);
         assert_eq!(imported.code, 0, "{imported:?}");
     }
 
@@ -240,10 +239,8 @@ impl App {
     }
 
     pub async fn post_with(&self, front_door: usize, body: &Value, headers: &[(&str, &str)]) -> Answer {
-        let mut request = client()
-            .post(format!("{}/api/v1/run", self.urls[front_door]))
-            .header("x-api-key", &self.key)
-            .json(body);
+        let mut request =
+            client().post(format!("{}/api/v1/run", self.urls[front_door])).header("x-api-key", &self.key).json(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
