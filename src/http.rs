@@ -1,1 +1,75 @@
 //! The front door's HTTP: it translates, and decides nothing.
+//!
+//! A request passes the [`shell`] (request id, panics, the shape of errors), then [`auth`], then one handler that parses, calls
+//! one function of [`crate::run`], and maps its answer. The connection under it is [`server`]'s.
+//!
+//! | Ending of a waited-for run | Status | `code` |
+//! |---|---|---|
+//! | succeeded | 200 | |
+//! | failed | 500 | the failure's own |
+//! | cancelled (through another request) | 409 | `run_cancelled` |
+//! | expired, or its deadline came | 504 | `deadline_exceeded` |
+//!
+//! `success` says whether the *request* was answered. It is `true` in every 2xx body, so that the status of a failed run reads
+//! `success: true, state: "failed"` with the run's `error` and `code`; it is `false` in every other body.
+
+mod auth;
+mod body;
+mod error;
+mod headers;
+mod health;
+mod prefer;
+mod run_body;
+mod runs;
+mod server;
+mod shell;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    middleware::from_fn_with_state,
+    routing::{MethodRouter, get, post},
+};
+use workers::Engine;
+
+pub use self::{health::Readiness, server::serve};
+use crate::{config::Config, keys::Keys, prompts::Prompts, run::Runner};
+
+/// What the front door needs. Cheap to clone.
+#[derive(Clone)]
+pub struct FrontDoor {
+    pub keys: Keys,
+    pub prompts: Prompts,
+    pub engine: Engine,
+    pub config: Arc<Config>,
+    pub readiness: Readiness,
+}
+
+/// What handlers share.
+struct Door {
+    keys: Keys,
+    runner: Runner,
+    max_body_bytes: usize,
+}
+
+/// Every route of a front door.
+pub fn router(front: FrontDoor) -> Router {
+    let FrontDoor { keys, prompts, engine, config, readiness } = front;
+    let max_body_bytes = config.server.max_body_bytes;
+    let door = Arc::new(Door { keys, runner: Runner::new(prompts, engine, config), max_body_bytes });
+    // A wrong method is answered before the key is asked for: it tells nothing about an account.
+    let guarded =
+        |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
+    let api = Router::new()
+        .route("/api/v1/run", guarded(post(runs::create)))
+        .route("/api/v1/runs/{id}", guarded(get(runs::show)))
+        .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
+        .with_state(door.clone());
+    shell::wrap(api.merge(health::routes(readiness)))
+}
+
+/// `/healthz` and `/readyz` alone: for workers, and for listeners that only probes reach.
+pub fn operations_router(readiness: Readiness) -> Router {
+    shell::wrap(health::routes(readiness))
+}

@@ -1,1 +1,266 @@
 //! The story of a run: resolve → render → admit → submit → wait.
+//!
+//! [`Runner::start`] takes a request that cannot be malformed any more and either refuses it with a [`RunError`], or
+//! answers with a [`Started`] run; [`Started::reply`] waits for as long as the caller wants to. It knows no wire format: HTTP,
+//! and whatever else accepts runs, translates to and from these types.
+//!
+//! Decisions that callers can see:
+//!
+//! - The plan is asked for *new* runs only. An account whose subscription ended can still read and cancel the runs it has.
+//! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
+//!   told the run's id (202) has nothing left to hang up.
+//! - A run that may outlive its caller's patience (`Prefer: wait=N`, `respond-async`) has the async default timeout, and is
+//!   committed before anybody is told about it.
+
+mod error;
+mod json;
+mod plan;
+mod request;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+use workers::{
+    Accepted, CancelOutcome, Engine, Promise, RunView, Waiter,
+    job::{AccountId, Ending, Job, ModelRequest, RunId, RunState, UnixMillis, Usage, WIRE_VERSION},
+    queue::{RateLeft, RateRule},
+};
+
+pub use self::{
+    error::{RunError, failure_of},
+    request::{Answer, InvalidRequest, OnDisconnect, PromptName, RunRequest},
+};
+use crate::{
+    config::{Config, LimitsConfig},
+    keys::Principal,
+    prompts::Prompts,
+};
+
+/// Starts runs, and finds and cancels them. Cheap to clone.
+#[derive(Clone)]
+pub struct Runner {
+    prompts: Prompts,
+    engine: Engine,
+    config: Arc<Config>,
+}
+
+impl Runner {
+    pub fn new(prompts: Prompts, engine: Engine, config: Arc<Config>) -> Self {
+        Self { prompts, engine, config }
+    }
+
+    /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
+    pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Started, RunError> {
+        let accepted_at = Instant::now();
+        let created_at = UnixMillis::now();
+        let account = &principal.account;
+        let limits = &self.config.limits;
+
+        request.refuse_unsupported()?;
+        plan::admit(account, created_at)?;
+        if self.engine.is_draining() {
+            return Err(RunError::Draining);
+        }
+        let timeout = plan::timeout(&request, limits)?;
+        let version = request.version.map(i32::from);
+        let Some(prompt) = self.prompts.resolve(account.id, request.prompt.as_str(), version).await? else {
+            return Err(match version {
+                None => RunError::PromptNotFound(request.prompt),
+                Some(version) => RunError::VersionNotFound { prompt: request.prompt, version },
+            });
+        };
+        let targets = plan::targets(account, &prompt.model, &prompt.fallbacks, |name| self.config.model(name))?;
+        let rendered = prompt.render(&request.variables)?;
+        plan::fits(&rendered, limits.max_rendered_bytes)?;
+
+        let job = Job {
+            v: WIRE_VERSION,
+            id: RunId::new(),
+            account: account.id,
+            key: Some(principal.key),
+            prompt: prompt.prompt,
+            prompt_name: prompt.name.clone(),
+            prompt_version: prompt.version,
+            lane: request.lane,
+            targets,
+            tokens: plan::tokens(&rendered, prompt.parameters.max_tokens),
+            request: ModelRequest {
+                system: rendered.system,
+                user: rendered.user,
+                parameters: prompt.parameters.clone(),
+                output_schema: prompt.output_schema.clone(),
+            },
+            stream: request.stream,
+            metadata: request.metadata,
+            created_at,
+            deadline: created_at.plus(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            keep_content: self.config.keep_content,
+            repeat_streamed: prompt.repeat_streamed,
+        };
+        let (run, prompt_version) = (job.id, job.prompt_version);
+        let promise = match request.answer {
+            Answer::Wait => Promise::Wait,
+            Answer::WaitAtMost(_) | Answer::Later => Promise::Committed,
+        };
+        let queued = (promise == Promise::Committed).then(|| Box::new(queued_view(&job)));
+        // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
+        let cancels = request.answer != Answer::Later && request.on_disconnect == OnDisconnect::Cancel;
+        let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
+        let accepted = self.engine.submit(job, rules(principal, limits), promise).await;
+        let Accepted { rates, waiter, .. } = accepted.inspect_err(|_| hang_up.armed = false)?;
+        Ok(Started {
+            run,
+            prompt_version,
+            rates,
+            account: account.id,
+            accepted_at,
+            deadline: later(accepted_at, timeout),
+            answer: request.answer,
+            queued,
+            waiter,
+            hang_up,
+        })
+    }
+
+    /// A run of the account, with its attempts.
+    pub async fn find(&self, account: AccountId, run: RunId) -> Result<RunView, RunError> {
+        self.engine.find(account, run).await?.ok_or(RunError::RunNotFound)
+    }
+
+    /// Cancels a run of the account. `true`: it is cancelled; `false`: its worker was told, and ends it.
+    pub async fn cancel(&self, account: AccountId, run: RunId) -> Result<bool, RunError> {
+        match self.engine.cancel(account, run).await? {
+            CancelOutcome::Cancelled => Ok(true),
+            CancelOutcome::Requested => Ok(false),
+            CancelOutcome::AlreadyEnded => Err(RunError::AlreadyEnded(run)),
+            CancelOutcome::NotFound => Err(RunError::RunNotFound),
+        }
+    }
+}
+
+/// A run that was accepted, and whose caller has not been answered yet. Dropping it is the caller hanging up.
+pub struct Started {
+    pub run: RunId,
+    pub prompt_version: i32,
+    /// What is left of the limits that the run was counted against.
+    pub rates: Vec<RateLeft>,
+    account: AccountId,
+    accepted_at: Instant,
+    deadline: Instant,
+    answer: Answer,
+    /// The run as its caller sees it before it ends; only for callers that may leave before that.
+    queued: Option<Box<RunView>>,
+    waiter: Waiter,
+    hang_up: HangUp,
+}
+
+/// What the caller of a run is told.
+#[derive(Debug)]
+pub enum Reply {
+    Ended {
+        ending: Box<Ending>,
+        /// From the acceptance of the run to this answer.
+        took: Duration,
+    },
+    /// The run goes on without its caller.
+    GoesOn(Box<RunView>),
+    /// The deadline came first; the run ends as expired.
+    Missed,
+}
+
+impl Started {
+    /// Waits for the ending: no longer than the deadline, and no longer than the caller wanted to.
+    pub async fn reply(mut self) -> Reply {
+        let patience = match self.answer {
+            Answer::Later => Some(self.accepted_at),
+            Answer::WaitAtMost(wait) => Some(later(self.accepted_at, wait)),
+            Answer::Wait => None,
+        };
+        let until = patience.map_or(self.deadline, |patience| patience.min(self.deadline));
+        if self.answer != Answer::Later
+            && let Ok(ending) = timeout_at(until, self.waiter.ending()).await
+        {
+            self.hang_up.armed = false;
+            return Reply::Ended { ending: Box::new(ending), took: self.accepted_at.elapsed() };
+        }
+        match self.queued.take() {
+            Some(queued) if until < self.deadline => {
+                let view = if self.answer == Answer::Later { queued } else { self.look(queued).await };
+                self.hang_up.armed = false;
+                Reply::GoesOn(view)
+            }
+            _ => {
+                self.hang_up.engine.expire(self.run);
+                self.hang_up.armed = false;
+                Reply::Missed
+            }
+        }
+    }
+
+    /// The run as it is by now. The caller gets its id in any case, so a database that does not answer is no reason to fail.
+    async fn look(&self, queued: Box<RunView>) -> Box<RunView> {
+        match self.hang_up.engine.find(self.account, self.run).await {
+            Ok(Some(view)) => Box::new(view),
+            Ok(None) | Err(_) => queued,
+        }
+    }
+}
+
+/// Ends the run of a caller that hung up: armed until the caller is answered.
+struct HangUp {
+    engine: Engine,
+    run: RunId,
+    armed: bool,
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        if self.armed {
+            self.engine.abandon(self.run);
+        }
+    }
+}
+
+/// A moment that far off that the clock cannot say it is a year away: nobody waits for it.
+fn later(from: Instant, by: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    from.checked_add(by).unwrap_or(from + YEAR)
+}
+
+fn rules(principal: &Principal, limits: &LimitsConfig) -> Vec<RateRule> {
+    let rule = |name, subject: String, per_minute: Option<u32>| {
+        per_minute.map(|per_minute| RateRule { name, subject, per_minute })
+    };
+    [
+        rule("account", principal.account.id.to_string(), limits.account_requests_per_minute),
+        rule("key", principal.key.to_string(), limits.key_requests_per_minute),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The record of a run that waits: what the ledger holds of it the moment it was accepted.
+fn queued_view(job: &Job) -> RunView {
+    RunView {
+        id: job.id,
+        account: job.account,
+        state: RunState::Queued,
+        prompt_name: job.prompt_name.clone(),
+        prompt_version: job.prompt_version,
+        model: job.targets.first().map(|target| target.model.clone()).unwrap_or_default(),
+        lane: job.lane,
+        metadata: job.metadata.clone(),
+        created_at: job.created_at,
+        deadline: job.deadline,
+        started_at: None,
+        finished_at: None,
+        queue_ms: None,
+        attempts: Vec::new(),
+        output: None,
+        finish_reason: None,
+        failure: None,
+        usage: Usage::default(),
+        cost_nano_usd: None,
+    }
+}

@@ -1,0 +1,108 @@
+//! Who calls: `x-api-key`, or `Authorization: Bearer`. Asked before anything of the body is read.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    middleware::Next,
+    response::Response,
+};
+
+use super::{Door, error::ApiError};
+use crate::{keys::KeyError, run::RunError};
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Lets a request with a good key pass, with its `Arc<Principal>` as an extension.
+pub(super) async fn require_key(
+    State(door): State<Arc<Door>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let key = credentials(request.headers())?;
+    let principal = door.keys.authenticate(key).await.map_err(|error| match error {
+        KeyError::Invalid => invalid(),
+        KeyError::Store(error) => RunError::from(error).into(),
+    })?;
+    request.extensions_mut().insert(principal);
+    Ok(next.run(request).await)
+}
+
+/// The one key of a request. Two that differ, or a header that occurs twice, are refused: a proxy in front may have looked at the other one.
+fn credentials(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let own = single(headers, X_API_KEY)?;
+    let bearer = single(headers, header::AUTHORIZATION)?.and_then(bearer);
+    match (own, bearer) {
+        (None, None) => Err(missing()),
+        (Some(own), Some(bearer)) if own != bearer => Err(invalid()),
+        (Some(key), _) | (None, Some(key)) => std::str::from_utf8(key).map_err(|_| invalid()),
+    }
+}
+
+fn single(headers: &HeaderMap, name: HeaderName) -> Result<Option<&[u8]>, ApiError> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => Ok(Some(value.as_bytes().trim_ascii())),
+        (Some(_), Some(_)) => Err(invalid()),
+    }
+}
+
+/// The token of a `Bearer` credential (RFC 6750). Another scheme is meant for somebody in between.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
+}
+
+fn missing() -> ApiError {
+    let sentence = "The API key is missing; send it in the 'x-api-key' header";
+    ApiError::new(StatusCode::UNAUTHORIZED, "missing_api_key", sentence)
+}
+
+fn invalid() -> ApiError {
+    ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", "The API key is invalid")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn check(headers: &[(&'static str, &[u8])], expect: Result<&str, &str>) {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        let result = credentials(&map).map_err(|error| format!("{error:?}"));
+        match (result, expect) {
+            (Ok(key), Ok(expect)) => assert_eq!(key, expect),
+            (Err(error), Err(code)) => assert!(error.contains(code), "{headers:?}: {error}"),
+            (got, _) => panic!("{headers:?}: {got:?}"),
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_in_either_header() {
+        check(&[("x-api-key", b"sk_1")], Ok("sk_1"));
+        check(&[("x-api-key", b"  sk_1 ")], Ok("sk_1"));
+        check(&[("authorization", b"Bearer sk_1")], Ok("sk_1"));
+        check(&[("authorization", b"bearer   sk_1")], Ok("sk_1"));
+        check(&[("authorization", b"Bearer sk_1"), ("x-api-key", b"sk_1")], Ok("sk_1"));
+        // A proxy's own credential beside ours.
+        check(&[("authorization", b"Basic dTpw"), ("x-api-key", b"sk_1")], Ok("sk_1"));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        check(&[], Err("missing_api_key"));
+        check(&[("authorization", b"Basic dTpw")], Err("missing_api_key"));
+        check(&[("authorization", b"Bearer")], Err("missing_api_key"));
+        check(&[("authorization", b"sk_1")], Err("missing_api_key"));
+        check(&[("x-api-key", b"sk_1"), ("x-api-key", b"sk_1")], Err("invalid_api_key"));
+        check(&[("authorization", b"Bearer sk_1"), ("authorization", b"Basic dTpw")], Err("invalid_api_key"));
+        check(&[("authorization", b"Bearer sk_1"), ("x-api-key", b"sk_2")], Err("invalid_api_key"));
+        check(&[("x-api-key", b"sk_\xff")], Err("invalid_api_key"));
+    }
+}

@@ -1,0 +1,174 @@
+//! The one shape of every error: `{success:false, error, code, requestId, runId?, retryable, details?}`.
+//!
+//! Handlers answer with an [`ApiError`]; the [`shell`](super::shell) writes it, because only the shell knows the request's id.
+
+use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use serde_json::Value;
+use workers::{
+    job::{Failure, RunId, RunState},
+    queue::RateLeft,
+};
+
+use super::headers;
+use crate::run::RunError;
+
+/// An answer that is no success.
+#[derive(Clone, Debug)]
+pub(super) struct ApiError(Box<Parts>);
+
+#[derive(Clone, Debug)]
+struct Parts {
+    status: StatusCode,
+    code: Cow<'static, str>,
+    sentence: Cow<'static, str>,
+    retryable: bool,
+    retry_after: Option<Duration>,
+    run: Option<RunId>,
+    details: Option<Value>,
+    rates: Vec<RateLeft>,
+    /// For the log only.
+    source: Option<Arc<dyn Error + Send + Sync>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorBody<'a> {
+    success: bool,
+    error: &'a str,
+    code: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<RunId>,
+    retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a Value>,
+}
+
+impl ApiError {
+    pub(super) fn new(
+        status: StatusCode,
+        code: impl Into<Cow<'static, str>>,
+        sentence: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self(Box::new(Parts {
+            status,
+            code: code.into(),
+            sentence: sentence.into(),
+            retryable: false,
+            retry_after: None,
+            run: None,
+            details: None,
+            rates: Vec::new(),
+            source: None,
+        }))
+    }
+
+    /// The words for a status that came without any: an unknown route, a wrong method, a refusal by the framework.
+    pub(super) fn plain(status: StatusCode) -> Self {
+        match status {
+            StatusCode::NOT_FOUND => Self::new(status, "not_found", "There is nothing at this address"),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                Self::new(status, "method_not_allowed", "This address does not take this method")
+            }
+            _ if status.is_client_error() => Self::new(status, "bad_request", "The request cannot be understood"),
+            _ => Self::new(status, "internal_error", "The server failed").retryable(true),
+        }
+    }
+
+    /// The answer to a caller whose run ended without success.
+    pub(super) fn ended(run: RunId, state: RunState, failure: Failure) -> Self {
+        let status = match state {
+            RunState::Cancelled => StatusCode::CONFLICT,
+            RunState::Expired => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let Failure { code, message, retryable } = failure;
+        let mut error = Self::new(status, code, message).retryable(retryable);
+        error.0.run = Some(run);
+        error
+    }
+
+    pub(super) fn retryable(mut self, retryable: bool) -> Self {
+        self.0.retryable = retryable;
+        self
+    }
+
+    pub(super) fn retry_after(mut self, after: Duration) -> Self {
+        self.0.retry_after = Some(after);
+        self.retryable(true)
+    }
+
+    pub(super) fn details(mut self, details: Value) -> Self {
+        self.0.details = Some(details);
+        self
+    }
+
+    /// The response, and the only line that the log has about it.
+    pub(super) fn render(&self, request_id: &str) -> Response {
+        let Parts { status, code, sentence, retryable, retry_after, run, details, rates, source } = &*self.0;
+        if let Some(source) = source {
+            let chain = chain(source.as_ref());
+            if *status == StatusCode::INTERNAL_SERVER_ERROR {
+                tracing::error!(request_id, code = code.as_ref(), error = chain, "a request failed");
+            } else {
+                tracing::warn!(request_id, code = code.as_ref(), error = chain, "a request was refused");
+            }
+        }
+        let (run_id, details) = (*run, details.as_ref());
+        let body =
+            ErrorBody { success: false, error: sentence, code, request_id, run_id, retryable: *retryable, details };
+        let mut response = (*status, Json(body)).into_response();
+        let map = response.headers_mut();
+        if let Some(after) = retry_after {
+            map.insert(header::RETRY_AFTER, headers::whole_seconds(*after).into());
+        }
+        if *status == StatusCode::UNAUTHORIZED {
+            map.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"prompt-manager\""));
+        }
+        headers::insert_rates(map, rates);
+        response
+    }
+}
+
+impl From<RunError> for ApiError {
+    fn from(error: RunError) -> Self {
+        Self(Box::new(Parts {
+            status: error.status(),
+            code: error.code().into(),
+            sentence: error.to_string().into(),
+            retryable: error.retryable(),
+            retry_after: error.retry_after(),
+            run: error.run(),
+            details: error.details(),
+            rates: error.rates().to_vec(),
+            source: error.source().is_some().then(|| Arc::new(error) as _),
+        }))
+    }
+}
+
+/// Carries the error to the shell, which writes it.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.0.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}

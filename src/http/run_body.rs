@@ -1,0 +1,293 @@
+//! The bodies that tell about a run: its result, and its status.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, SecondsFormat};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
+use workers::{
+    RunView,
+    job::{Attempt, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
+};
+
+use crate::run::failure_of;
+
+/// The 200 of a run that its caller waited for. The contract's fields come first, in the contract's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ResultBody<'a> {
+    pub success: bool,
+    pub output: &'a str,
+    pub prompt_version: i32,
+    pub duration_ms: u64,
+    pub model: &'a str,
+    pub run_id: RunId,
+    pub usage: UsageBody,
+    pub cached: bool,
+    pub finish_reason: Option<&'a str>,
+}
+
+/// Tokens and cost, `null` where unknown.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct UsageBody {
+    input_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    cost_usd: Option<Usd>,
+}
+
+impl UsageBody {
+    pub(super) fn new(usage: Usage, cost_nano_usd: Option<i64>) -> Self {
+        let Usage { input_tokens, output_tokens } = usage;
+        Self { input_tokens, output_tokens, cost_usd: cost_nano_usd.map(|nanos| Usd { nanos }) }
+    }
+
+    /// The usage of one call, when anything is known of it.
+    fn known(usage: Usage, cost_nano_usd: Option<i64>) -> Option<Self> {
+        let known = usage != Usage::default() || cost_nano_usd.is_some();
+        known.then(|| Self::new(usage, cost_nano_usd))
+    }
+}
+
+/// An amount that is written as the decimal number that it is: a binary fraction would add digits of its own.
+struct Usd {
+    nanos: i64,
+}
+
+impl Serialize for Usd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sign = if self.nanos < 0 { "-" } else { "" };
+        let nanos = self.nanos.unsigned_abs();
+        let fraction = format!("{:09}", nanos % 1_000_000_000);
+        let fraction = fraction.trim_end_matches('0');
+        let dot = if fraction.is_empty() { "" } else { "." };
+        let text = format!("{sign}{}{dot}{fraction}", nanos / 1_000_000_000);
+        RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
+    }
+}
+
+/// A run as its status shows it, and as a 202 announces it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RunBody<'a> {
+    success: bool,
+    run_id: RunId,
+    state: RunState,
+    prompt_name: &'a str,
+    prompt_version: i32,
+    model: &'a str,
+    priority: Lane,
+    metadata: &'a BTreeMap<String, String>,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_ms: Option<u64>,
+    /// From its creation to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+    attempts: Vec<AttemptBody<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+    /// Once a call was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageBody>,
+    cached: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttemptBody<'a> {
+    number: i32,
+    provider: &'a str,
+    model: &'a str,
+    started_at: String,
+    duration_ms: u64,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<UsageBody>,
+}
+
+impl<'a> RunBody<'a> {
+    pub(super) fn new(run: &'a RunView) -> Self {
+        let failure = failure(run);
+        Self {
+            success: true,
+            run_id: run.id,
+            state: run.state,
+            prompt_name: &run.prompt_name,
+            prompt_version: run.prompt_version,
+            model: &run.model,
+            priority: run.lane,
+            metadata: &run.metadata,
+            created_at: rfc3339(run.created_at),
+            started_at: run.started_at.map(rfc3339),
+            finished_at: run.finished_at.map(rfc3339),
+            queue_ms: run.queue_ms,
+            duration_ms: run.finished_at.map(|finished| finished.since(run.created_at)),
+            attempts: run.attempts.iter().map(attempt).collect(),
+            output: run.output.as_deref(),
+            finish_reason: run.finish_reason.as_deref(),
+            error: failure.as_ref().map(|failure| failure.message.clone()),
+            code: failure.map(|failure| failure.code),
+            usage: (!run.attempts.is_empty()).then(|| UsageBody::new(run.usage, run.cost_nano_usd)),
+            cached: false,
+        }
+    }
+}
+
+/// A cancelled or expired run has no failure of its own in the ledger, but its reader wants the same two fields.
+fn failure(run: &RunView) -> Option<Failure> {
+    let outcome = match run.state {
+        RunState::Cancelled => Outcome::Cancelled,
+        RunState::Expired => Outcome::Expired,
+        _ => return run.failure.clone(),
+    };
+    failure_of(&outcome)
+}
+
+fn attempt(attempt: &Attempt) -> AttemptBody<'_> {
+    AttemptBody {
+        number: attempt.number,
+        provider: &attempt.provider,
+        model: &attempt.model,
+        started_at: rfc3339(attempt.started_at),
+        duration_ms: attempt.duration_ms,
+        outcome: attempt.outcome.as_str(),
+        usage: UsageBody::known(attempt.usage, attempt.cost_nano_usd),
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds. A moment outside the calendar cannot come from a clock; it is shown as its start.
+fn rfc3339(moment: UnixMillis) -> String {
+    DateTime::from_timestamp_millis(moment.0).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use workers::job::{AccountId, AttemptOutcome, Fence, WorkerId};
+
+    use super::*;
+
+    #[test]
+    fn costs_are_exact_decimals() {
+        let check = |nanos, expect: &str| assert_eq!(serde_json::to_string(&Usd { nanos }).unwrap(), expect);
+        check(0, "0");
+        check(1, "0.000000001");
+        check(37_500, "0.0000375");
+        check(300_000_000, "0.3");
+        check(1_000_000_000, "1");
+        check(i64::MAX, "9223372036.854775807");
+        check(-5, "-0.000000005");
+    }
+
+    #[test]
+    fn a_result_starts_with_the_contract_s_fields() {
+        let id = RunId::new();
+        let body = ResultBody {
+            success: true,
+            output: "Bonjour Steph,\n\nBienvenue sur Prompt Manager!...",
+            prompt_version: 3,
+            duration_ms: 1245,
+            model: "gpt-4",
+            run_id: id,
+            usage: UsageBody::new(Usage { input_tokens: Some(12), output_tokens: None }, None),
+            cached: false,
+            finish_reason: Some("stop"),
+        };
+        let expect = format!(
+            r#"{{"success":true,"output":"Bonjour Steph,\n\nBienvenue sur Prompt Manager!...","promptVersion":3,"durationMs":1245,"model":"gpt-4","runId":"{id}","usage":{{"inputTokens":12,"outputTokens":null,"costUsd":null}},"cached":false,"finishReason":"stop"}}"#
+        );
+        assert_eq!(serde_json::to_string(&body).unwrap(), expect);
+    }
+
+    fn view(state: RunState) -> RunView {
+        RunView {
+            id: RunId::new(),
+            account: AccountId::new(),
+            state,
+            prompt_name: "a".into(),
+            prompt_version: 2,
+            model: "gpt-4".into(),
+            lane: Lane::Batch,
+            metadata: BTreeMap::from([("order".into(), "17".into())]),
+            created_at: UnixMillis(1_700_000_000_000),
+            deadline: UnixMillis(1_700_000_030_000),
+            started_at: None,
+            finished_at: None,
+            queue_ms: None,
+            attempts: Vec::new(),
+            output: None,
+            finish_reason: None,
+            failure: None,
+            usage: Usage::default(),
+            cost_nano_usd: None,
+        }
+    }
+
+    #[test]
+    fn a_queued_run_shows_what_is_known() {
+        let run = view(RunState::Queued);
+        let expect = json!({
+            "success": true, "runId": run.id, "state": "queued", "promptName": "a", "promptVersion": 2, "model": "gpt-4",
+            "priority": "batch", "metadata": {"order": "17"}, "createdAt": "2023-11-14T22:13:20.000Z", "attempts": [],
+            "cached": false,
+        });
+        assert_eq!(serde_json::to_value(RunBody::new(&run)).unwrap(), expect);
+    }
+
+    #[test]
+    fn a_failed_run_shows_its_attempts_and_its_words() {
+        let mut run = view(RunState::Failed);
+        run.started_at = Some(UnixMillis(1_700_000_000_005));
+        run.finished_at = Some(UnixMillis(1_700_000_001_005));
+        run.queue_ms = Some(5);
+        run.usage = Usage { input_tokens: Some(10), output_tokens: Some(0) };
+        run.cost_nano_usd = Some(25_000);
+        let failure = Failure { code: "provider_error".into(), message: "The provider failed".into(), retryable: true };
+        run.failure = Some(failure);
+        run.attempts = vec![Attempt {
+            number: 1,
+            fence: Fence(1),
+            provider: "local".into(),
+            model: "gpt-4".into(),
+            worker: WorkerId::new(),
+            started_at: UnixMillis(1_700_000_000_005),
+            duration_ms: 1_000,
+            first_token_ms: None,
+            outcome: AttemptOutcome::ProviderError,
+            status: Some(500),
+            detail: Some("a detail for operators".into()),
+            usage: Usage::default(),
+            cost_nano_usd: None,
+        }];
+        let body = serde_json::to_value(RunBody::new(&run)).unwrap();
+        assert_eq!(body["durationMs"], 1_005);
+        assert_eq!((&body["error"], &body["code"]), (&json!("The provider failed"), &json!("provider_error")));
+        assert_eq!(body["usage"], json!({"inputTokens": 10, "outputTokens": 0, "costUsd": 0.000025}));
+        let attempt = json!({
+            "number": 1, "provider": "local", "model": "gpt-4", "startedAt": "2023-11-14T22:13:20.005Z",
+            "durationMs": 1000, "outcome": "provider_error",
+        });
+        assert_eq!(body["attempts"], Value::from(vec![attempt]));
+        assert!(!body.to_string().contains("operators"));
+    }
+
+    #[test]
+    fn every_terminal_state_but_success_has_an_error() {
+        let code = |state| serde_json::to_value(RunBody::new(&view(state))).unwrap()["code"].clone();
+        assert_eq!(code(RunState::Cancelled), "run_cancelled");
+        assert_eq!(code(RunState::Expired), "deadline_exceeded");
+        assert_eq!(code(RunState::Running), Value::Null);
+        assert_eq!(code(RunState::Succeeded), Value::Null);
+    }
+}
