@@ -34,12 +34,18 @@ enum Report {
 
 pub async fn run(config: &Config, args: MigrateArgs, output: Output) -> Result<(), CliError> {
     let database = db::connect(&config.database).await?;
-    let state = db::schema_state(&database).await?;
+    let result = check_or_migrate(&database, args, output).await;
+    close_database(database).await;
+    result
+}
+
+async fn check_or_migrate(database: &DatabaseConnection, args: MigrateArgs, output: Output) -> Result<(), CliError> {
+    let state = db::schema_state(database).await?;
     if args.status {
         return status(state, output);
     }
     // `migrate` itself refuses a schema that is ahead.
-    db::migrate(&database).await?;
+    db::migrate(database).await?;
     let applied = match state {
         SchemaState::Behind { pending } => pending,
         SchemaState::Current | SchemaState::Ahead { .. } => Vec::new(),
@@ -80,6 +86,13 @@ pub async fn open_database(config: &DatabaseConfig) -> Result<DatabaseConnection
         }
         SchemaState::Behind { pending } => Err(behind(&pending)),
         SchemaState::Ahead { unknown } => Err(ahead(&unknown)),
+    }
+}
+
+/// Closes the database, so that SQLite folds its log back into the one file that people copy.
+pub async fn close_database(database: DatabaseConnection) {
+    if let Err(error) = database.close().await {
+        tracing::debug!(%error, "the database was not closed");
     }
 }
 
