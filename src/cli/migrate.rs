@@ -1,12 +1,13 @@
-//! `prompt-manager migrate`, and opening a database whose schema fits.
+//! `prompt-manager migrate`: brings the schema of the database up to this version, or says whether it is.
 
 use sea_orm::DatabaseConnection;
 use serde::Serialize;
 
 use super::{error::CliError, output::Output};
 use crate::{
-    config::{Config, DatabaseConfig},
+    config::Config,
     db::{self, SchemaState},
+    node::NodeError,
 };
 
 #[derive(Debug, clap::Args)]
@@ -63,29 +64,12 @@ fn status(state: SchemaState, output: Output) -> Result<(), CliError> {
         }
         SchemaState::Behind { pending } => {
             output.emit(&Report::Behind { pending: pending.clone() }, || pending.join("\n"))?;
-            Err(behind(&pending))
+            Err(NodeError::Behind { pending: pending.len() }.into())
         }
         SchemaState::Ahead { unknown } => {
             output.emit(&Report::Ahead { unknown: unknown.clone() }, || unknown.join("\n"))?;
-            Err(ahead(&unknown))
+            Err(NodeError::Ahead.into())
         }
-    }
-}
-
-/// Connects to a database whose schema is the one that this version needs.
-///
-/// A SQLite file belongs to this program alone and is migrated on the way; a PostgreSQL server may have other, older processes at work, so
-/// that somebody decides about it with `prompt-manager migrate`.
-pub async fn open_database(config: &DatabaseConfig) -> Result<DatabaseConnection, CliError> {
-    let database = db::connect(config).await?;
-    match db::schema_state(&database).await? {
-        SchemaState::Current => Ok(database),
-        SchemaState::Behind { .. } if config.url.expose().starts_with("sqlite:") => {
-            db::migrate(&database).await?;
-            Ok(database)
-        }
-        SchemaState::Behind { pending } => Err(behind(&pending)),
-        SchemaState::Ahead { unknown } => Err(ahead(&unknown)),
     }
 }
 
@@ -94,15 +78,4 @@ pub async fn close_database(database: DatabaseConnection) {
     if let Err(error) = database.close().await {
         tracing::debug!(%error, "the database was not closed");
     }
-}
-
-fn behind(pending: &[String]) -> CliError {
-    CliError::Refused(format!("the database is behind by {} steps: run `prompt-manager migrate` first", pending.len()))
-}
-
-fn ahead(unknown: &[String]) -> CliError {
-    CliError::Refused(format!(
-        "the database was migrated by a newer version of this program: it has {}",
-        unknown.join(", ")
-    ))
 }
