@@ -208,8 +208,8 @@ impl Answer {
 
     /// As [`Answer::cut_short`], with RST.
     pub fn reset_mid_body() -> Self {
-        // Without a pause the reset would overtake the bytes before it.
-        Self::acts([begun_json(), Act::Wait(Duration::from_millis(50)), Act::Reset])
+        // A reset destroys bytes that the client has not read yet, so it gets time to read them.
+        Self::acts([begun_json(), Act::Wait(Duration::from_millis(300)), Act::Reset])
     }
 
     /// A chunked answer without its last chunk.

@@ -134,9 +134,16 @@ async fn converse(mut stream: TcpStream, connection: usize, shared: Arc<Shared>)
 }
 
 async fn perform(acts: &[Act], writer: &mut WriteHalf<'_>) -> io::Result<Then> {
+    // What is to be sent without a pause is sent in one piece, so that no test depends on how fast it follows.
+    let mut unsent: Vec<u8> = Vec::new();
     for act in acts {
+        if let Act::Send(bytes) = act {
+            unsent.extend_from_slice(bytes);
+            continue;
+        }
+        writer.write_all(&std::mem::take(&mut unsent)).await?;
         match act {
-            Act::Send(bytes) => writer.write_all(bytes).await?,
+            Act::Send(_) => {}
             Act::Wait(duration) => tokio::time::sleep(*duration).await,
             Act::Hold(gate) => gate.opened().await,
             Act::Drip { bytes, every } => loop {
@@ -148,6 +155,7 @@ async fn perform(acts: &[Act], writer: &mut WriteHalf<'_>) -> io::Result<Then> {
             Act::Reset => return Ok(Then::Reset),
         }
     }
+    writer.write_all(&unsent).await?;
     Ok(Then::KeepAlive)
 }
 
