@@ -242,6 +242,17 @@ async fn a_run_of_another_version_is_left_to_others_and_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn large_jobs_come_in_several_answers_and_all_of_them() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let request = ModelRequest { user: "x".repeat(1 << 20), ..ModelRequest::default() };
+    for _ in 0..12 {
+        queue.put(&Job { request: request.clone(), ..job() }).await;
+    }
+    assert_eq!(queue.claim(WorkerId::new(), 50, &scopes()).await.unwrap().claims.len(), 12);
+}
+
+#[tokio::test]
 async fn an_address_that_comes_late_still_gets_the_ending() {
     let server = Server::start().await;
     let queue = server.queue().await;
