@@ -135,3 +135,7 @@ use {cases, suite};
 mod embedded {
     super::suite!(tokio::test(start_paused = true), crate::conformance::bench::Embedded);
 }
+
+mod redis {
+    super::suite!(tokio::test(flavor = "multi_thread"), crate::conformance::bench::Redis);
+}

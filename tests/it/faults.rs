@@ -167,7 +167,7 @@ async fn a_front_door_without_redis_says_503_and_heals() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deployment_survives_its_database_going_away() {
-    let mut postgres = postgres::PostgresServer::start().await;
+    let postgres = postgres::PostgresServer::start();
     let redis = RedisServer::start().await;
     let folder = tempfile::tempdir().unwrap();
     let port = free_port();
@@ -201,7 +201,7 @@ async fn a_deployment_survives_its_database_going_away() {
         post().await.is_some_and(|(status, body)| status == 503 && body["code"] == "database_unreachable")
     })
     .await;
-    postgres.restart().await;
+    postgres.restart();
     eventually("the server heals", async || post().await.is_some_and(|(status, _)| status == 200)).await;
 }
 

@@ -14,7 +14,7 @@ use super::bench::{Bench, LONG, OPEN, PATIENCE, SHORT, Store, eventually, run, s
 /// Cancels a waiting run, and checks that it has ended for everybody.
 async fn ends_at_once(bench: &Bench, run: RunId) -> Box<workers::job::Ending> {
     let cancelled = bench.cancel(run).await;
-    let Cancelled::Ended(ending) = cancelled else { panic!("the run was waiting: {cancelled:?}") };
+    let Cancelled::Ended { ending, .. } = cancelled else { panic!("the run was waiting: {cancelled:?}") };
     assert_eq!((ending.run, &ending.outcome), (run, &Outcome::Cancelled));
     assert_eq!(bench.queue.locate(run).await.unwrap(), None);
     assert_eq!(bench.cancel(run).await, Cancelled::Finished);
@@ -114,7 +114,7 @@ pub async fn a_run_can_be_expired_from_outside<S: Store>() {
     bench.take().await;
     bench.enqueue(&waiting).await;
     let expired = bench.queue.cancel(waiting.id, Outcome::Expired).await.unwrap();
-    let Cancelled::Ended(ending) = expired else { panic!("the run was waiting: {expired:?}") };
+    let Cancelled::Ended { ending, .. } = expired else { panic!("the run was waiting: {expired:?}") };
     assert_eq!(ending.outcome, Outcome::Expired);
     bench.queue.finish(&[(waiting.id, ending.fence)]).await.unwrap();
     assert_eq!(bench.queue.cancel(leased.id, Outcome::Expired).await.unwrap(), Cancelled::Signalled);
@@ -125,7 +125,7 @@ pub async fn an_ending_that_its_canceller_did_not_record_is_found<S: Store>() {
     let bench = S::open(SHORT).await;
     let job = run().job();
     bench.enqueue(&job).await;
-    let Cancelled::Ended(ending) = bench.cancel(job.id).await else { panic!("the run was waiting") };
+    let Cancelled::Ended { ending, .. } = bench.cancel(job.id).await else { panic!("the run was waiting") };
     let reaped = bench.reap().await;
     assert_eq!(reaped.work, Work::Record(ending));
     bench.queue.finish(&[(job.id, reaped.fence)]).await.unwrap();
@@ -163,7 +163,7 @@ pub async fn of_a_cancellation_and_a_claim_one_wins<S: Store>() {
         };
         let claims = claimed.unwrap().claims;
         match cancelled {
-            Cancelled::Ended(_) => assert!(claims.is_empty(), "{claims:?}"),
+            Cancelled::Ended { .. } => assert!(claims.is_empty(), "{claims:?}"),
             Cancelled::Signalled => assert_eq!(claims.len(), 1),
             other => panic!("{other:?}"),
         }
@@ -177,7 +177,7 @@ pub async fn of_two_cancellations_one_wins<S: Store>() {
         bench.enqueue(&job).await;
         let (one, two) = tokio::join!(bench.cancel(job.id), bench.queue.cancel(job.id, Outcome::Expired));
         let winners = [one, two.unwrap()].into_iter().filter(|cancelled| match cancelled {
-            Cancelled::Ended(_) => true,
+            Cancelled::Ended { .. } => true,
             other => {
                 assert_eq!(other, &Cancelled::Finished);
                 false

@@ -1,8 +1,9 @@
-//! A throw-away Redis: its own process, port and directory; it ends with its handle.
+//! A throw-away Redis: its own process, port and directory; it ends with its handle, or with the test process.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
-    process::Stdio,
+    net::Ipv4Addr,
+    path::Path,
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -10,17 +11,18 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    process::{Child, Command},
     time::{Instant, sleep},
 };
+
+use super::{app::free_port, process};
 
 /// How long a server may take to answer on a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(20);
 
 pub struct RedisServer {
     port: u16,
-    _process: Child,
-    _directory: TempDir,
+    process: Child,
+    directory: TempDir,
 }
 
 impl RedisServer {
@@ -30,22 +32,9 @@ impl RedisServer {
         loop {
             let directory = tempfile::tempdir().expect("a temporary directory");
             let port = free_port();
-            let mut process = Command::new("redis-server")
-                .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
-                .args(["--maxmemory-policy", "noeviction", "--dir"])
-                .arg(directory.path())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .kill_on_drop(true)
-                .spawn()
-                .expect("redis-server is installed");
             // Another process may have taken the port in the meantime; then this one exits, and the next port is tried.
-            while process.try_wait().expect("a child process").is_none() {
-                if answers(port).await {
-                    return Self { port, _process: process, _directory: directory };
-                }
-                assert!(Instant::now() < give_up, "redis-server does not answer on port {port}");
-                sleep(Duration::from_millis(5)).await;
+            if let Some(process) = start_on(port, directory.path(), give_up).await {
+                return Self { port, process, directory };
             }
             assert!(Instant::now() < give_up, "redis-server does not start");
         }
@@ -54,11 +43,51 @@ impl RedisServer {
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
+
+    /// Runs one command through `redis-cli`.
+    pub fn cli(&self, command: &[&str]) -> String {
+        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(command).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Kills the server. What it held is lost: it writes nothing to disk.
+    pub fn stop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts it again, empty, on its old port.
+    pub async fn restart(&mut self) {
+        self.stop();
+        let started = start_on(self.port, self.directory.path(), Instant::now() + START).await;
+        self.process = started.expect("the port is still free");
+    }
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// `None` when the server ended by itself.
+async fn start_on(port: u16, directory: &Path, give_up: Instant) -> Option<Child> {
+    let mut command = process::bound("redis-server");
+    command
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
+        .args(["--maxmemory-policy", "noeviction", "--dir"])
+        .arg(directory)
+        .stdout(Stdio::null());
+    let mut process = process::spawn(command);
+    while process.try_wait().expect("a child process").is_none() {
+        if answers(port).await {
+            return Some(process);
+        }
+        assert!(Instant::now() < give_up, "redis-server does not answer on port {port}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    None
 }
 
 /// Whether a PING is answered.

@@ -201,9 +201,10 @@ impl Queue for RedisQueue {
                 Err(error) => return Err(error),
             };
             claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
-            let full = rows.len() == batch;
+            // It stopped at the size of a batch, in runs or in bytes; there is more.
+            let more = next == 0 && !rows.is_empty();
             claimed.claims.extend(self.claims(rows).await?);
-            if !full || batch < CLAIM_BATCH || claimed.claims.len() >= free {
+            if !more || claimed.claims.len() >= free {
                 return Ok(claimed);
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deadpool_redis::{Pool, Runtime, Timeouts};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, FromRedisValue, InfoDict, RedisError, ServerErrorKind,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, InfoDict, RedisError, ServerErrorKind,
     aio::{MultiplexedConnection, PubSub},
 };
 use tokio::time::timeout;
@@ -59,7 +59,7 @@ impl Connections {
             source,
         };
 
-        let pool = pool(&client, settings.max_connections).map_err(|error| unreachable(error))?;
+        let pool = pool(&client, settings.max_connections).map_err(&unreachable)?;
         let connections = Self { client, pool };
         let opened = timeout(CONNECT_WITHIN, async {
             let mut connection = connections.dedicated().await?;
@@ -83,7 +83,12 @@ impl Connections {
     ) -> Result<T, Unreachable> {
         timeout(STEP_WITHIN, async {
             let mut connection = self.pool.get().await.map_err(unreachable)?;
-            step(&mut connection).await.map_err(unreachable)
+            let answer = step(&mut connection).await;
+            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)) {
+                // The server was demoted. The name may lead to its successor by now, and only a new connection finds out.
+                drop(deadpool_redis::Connection::take(connection));
+            }
+            answer.map_err(unreachable)
         })
         .await
         .unwrap_or_else(|late| Err(unreachable(late)))
@@ -145,7 +150,7 @@ fn pool(client: &Client, max_connections: usize) -> Result<Pool, Box<dyn std::er
 }
 
 fn refusal(error: RedisError, address: String) -> ConnectError {
-    let refused = error.kind() == redis::ErrorKind::AuthenticationFailed
+    let refused = error.kind() == ErrorKind::AuthenticationFailed
         || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"));
     let source = Box::new(error);
     if refused { ConnectError::Refused { address, source } } else { ConnectError::Unreachable { address, source } }
@@ -158,7 +163,7 @@ fn check(
     address: String,
 ) -> Result<Vec<String>, ConnectError> {
     let mut warnings = Vec::new();
-    let forbidden = |error: &RedisError| error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoPerm);
+    let forbidden = |error: &RedisError| error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm);
     let info = match info {
         Ok(info) => Some(info),
         Err(error) if forbidden(&error) => {

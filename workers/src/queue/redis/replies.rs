@@ -37,9 +37,12 @@ pub(super) async fn listen(
     epoch: String,
     stop: CancellationToken,
 ) -> Result<mpsc::Receiver<Reply>, Unreachable> {
-    let connection = connections.dedicated().await.map_err(unreachable)?;
+    let mut connection = connections.dedicated().await.map_err(unreachable)?;
+    let seen = redis::cmd("GET").arg(&epoch).clone();
+    let seen = timeout(GRACE, seen.query_async(&mut connection)).await.map_err(unreachable)?.map_err(unreachable)?;
+    let memory = Memory { epoch: seen, sweep_until: None };
     let (send, receive) = mpsc::channel(CHANNEL);
-    let mut reader = Reader { connections, stream, last: "0-0".into(), epoch, memory: Memory::default(), send };
+    let mut reader = Reader { connections, stream, last: "0-0".into(), epoch, memory, send };
     tokio::spawn(async move {
         let gone = reader.send.clone();
         tokio::select! {

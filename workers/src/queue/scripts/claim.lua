@@ -1,5 +1,5 @@
 -- ARGV: worker, how many runs at most, lease, then name, concurrency, requests a minute and tokens a minute of every scope (empty: no limit).
--- Answers {how long until a run that was held back could go, or -1, {claims…}}.
+-- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
 local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local WEIGHT = { interactive = 8, default = 3, batch = 1 }
@@ -174,7 +174,7 @@ local function choose()
   return best[chosen], weights, total
 end
 
-local claims = {}
+local claims, bytes = {}, 0
 
 -- Hands a run out, with everything that it takes from the limits.
 local function hand_out(head)
@@ -216,6 +216,7 @@ local function hand_out(head)
       if stale and stale.account == head.account then other.heads[lane] = nil end
     end
   end
+  bytes = bytes + #job
   claims[#claims + 1] = {
     id, job, fence, whole(attempt), target or '0', whole(waited), started or whole(now), head.work, '', '', '', '', '',
   }
@@ -225,7 +226,7 @@ local more = nil
 while true do
   local head, weights, total = choose()
   if not head then break end
-  if #claims >= free then
+  if #claims >= free or bytes > ANSWER_BYTES then
     more = head
     break
   end
@@ -244,7 +245,7 @@ if #claims > 0 then
   end
 end
 
-set_idle(more == nil)
+set_idle(#claims < free)
 if more then wake(more.scope.name) end
 
 local upcoming = tonumber(redis.call('ZRANGE', key('delay'), 0, 0, 'WITHSCORES')[2]) or math.huge

@@ -13,6 +13,8 @@ local WILDCARD = '*'
 local WAKE_TTL = 60000
 local REPLY_TTL = 600000
 local MINUTE = 60000
+-- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
+local ANSWER_BYTES = 4 * 1024 * 1024
 
 local function key(...)
   return KEYS[1] .. ':' .. table.concat({ ... }, ':')

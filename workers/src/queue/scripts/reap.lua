@@ -1,6 +1,6 @@
--- ARGV: worker, how many runs at most, lease, losses allowed. Answers {claims…}.
+-- ARGV: worker, how many runs at most, lease, losses allowed. Answers {claims…}. What does not fit is left for the next time.
 local worker, limit, lease, allowed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local claims = {}
+local claims, bytes = {}, 0
 
 for scope in pairs(promote()) do wake(scope) end
 
@@ -14,6 +14,7 @@ local function take_over(id, fence, work, job, ending)
   if work == 'record' then redis.call('HSET', key('run', id), 'state', 'ended') end
   local attempts, target, ready, waited, started = read(id, 'attempts', 'target', 'ready', 'waited', 'started')
   local lost_worker, lost_fence, lost_attempt, lost_taken = read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
+  bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
     id, job, new_fence, whole((tonumber(attempts) or 0) + 1), target or '0', waited or whole(math.max(now - tonumber(ready), 0)),
     started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '',
@@ -21,6 +22,7 @@ local function take_over(id, fence, work, job, ending)
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
+  if bytes > ANSWER_BYTES then break end
   local state, fence, work, cancel, scope = read(id, 'state', 'fence', 'work', 'cancel', 'scope')
   local job = redis.call('GET', key('job', id))
   local ending = state == 'ended' and redis.call('GET', key('end', id))
@@ -45,6 +47,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - #claims, 0))) do
+  if bytes > ANSWER_BYTES then break end
   local state, fence, cancel, lane = read(id, 'state', 'fence', 'cancel', 'lane')
   local job = redis.call('GET', key('job', id))
   if state ~= 'ready' and state ~= 'delayed' then

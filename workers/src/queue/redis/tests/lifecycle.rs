@@ -122,7 +122,9 @@ async fn a_waiting_run_is_cancelled_in_one_step() {
     let job = job();
     queue.put_for(&job, front_door).await;
 
-    let Cancelled::Ended(ended) = queue.cancel(job.id, Outcome::Cancelled).await.unwrap() else { panic!() };
+    let Cancelled::Ended { ending: ended, .. } = queue.cancel(job.id, Outcome::Cancelled).await.unwrap() else {
+        panic!()
+    };
     assert_eq!((ended.run, &ended.outcome), (job.id, &Outcome::Cancelled));
     let Some(Reply::Ended(told)) = soon(replies.recv()).await else { panic!("an ending was sent") };
     assert_eq!(told, ended);
@@ -239,6 +241,17 @@ async fn a_run_of_another_version_is_left_to_others_and_holds_nobody_up() {
     let stats = queue.stats().await.unwrap();
     assert_eq!((stats.delayed, stats.leased), (1, 1));
     assert_eq!(queue.cancel(foreign.id, Outcome::Cancelled).await.unwrap(), Cancelled::Signalled);
+}
+
+#[tokio::test]
+async fn large_jobs_come_in_several_answers_and_all_of_them() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let request = ModelRequest { user: "x".repeat(1 << 20), ..ModelRequest::default() };
+    for _ in 0..12 {
+        queue.put(&Job { request: request.clone(), ..job() }).await;
+    }
+    assert_eq!(queue.claim(WorkerId::new(), 50, &scopes()).await.unwrap().claims.len(), 12);
 }
 
 #[tokio::test]

@@ -146,6 +146,44 @@ async fn lanes_share_eight_to_three_to_one() {
     assert_eq!(counts, BTreeMap::from([("interactive", 16), ("default", 6), ("batch", 2)]));
 }
 
+/// Makes a run look as if it had waited for long.
+async fn age(server: &Server, run: RunId) {
+    let ready = UnixMillis(UnixMillis::now().0 - 120_000).0.to_string();
+    server.command::<()>(&["HSET", &format!("{{q:test}}:run:{run}"), "ready", &ready]).await;
+}
+
+#[tokio::test]
+async fn a_lane_whose_runs_wait_too_long_has_twice_its_share() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    for _ in 0..20 {
+        queue.put(&job()).await;
+        let old = Job { lane: Lane::Batch, ..job() };
+        queue.put(&old).await;
+        age(&server, old.id).await;
+    }
+    let claims = queue.claim(worker, 10, &scopes()).await.unwrap().claims;
+    assert_eq!(claims.iter().filter(|claim| claim.job.lane == Lane::Batch).count(), 2);
+}
+
+#[tokio::test]
+async fn tokens_are_saved_up_for_a_run_that_waits_too_long() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    let limits = [ScopeLimits { tokens_per_minute: Some(10), ..unlimited("one") }];
+    queue.put(&Job { tokens: 5, ..job() }).await;
+    assert_eq!(queue.claim(worker, 1, &limits).await.unwrap().claims.len(), 1);
+    let large = Job { tokens: 9, lane: Lane::Batch, ..job() };
+    queue.put(&large).await;
+    queue.put(&Job { tokens: 1, ..job() }).await;
+    queue.put(&Job { tokens: 1, ..job() }).await;
+    assert_eq!(queue.claim(worker, 1, &limits).await.unwrap().claims.len(), 1, "the small one passes by");
+    age(&server, large.id).await;
+    assert!(queue.claim(worker, 1, &limits).await.unwrap().claims.is_empty(), "and then no more");
+}
+
 #[tokio::test]
 async fn accounts_take_turns_by_cost_and_a_backlog_delays_nobody() {
     let server = Server::start().await;
