@@ -291,6 +291,12 @@ async fn nonsense_is_garbage() {
         check(Answer::not_http(), stream, garbage()).await;
     }
     check(Answer::event_stream(["data: }{\n\n"]), true, garbage()).await;
+    // The parser quotes what it did not expect.
+    let quoted = json!({"choices": KEY.to_owned() + &"x".repeat(5_000)});
+    for answer in [Answer::status(200).json(&quoted), Answer::event_stream([format!("data: {quoted}\n\n")])] {
+        let error = check(answer, true, garbage()).await;
+        assert!(error.detail.len() < 500, "{error:?}");
+    }
     check(Answer::event_stream([b"data: \xff\xfe\n\n"]), true, garbage()).await;
     check(Answer::event_stream(["data: [DONE]\n\n"]), true, garbage()).await;
 }
