@@ -1,9 +1,9 @@
 //! What to do after a failed call. Pure.
 //!
-//! Two rules stand behind [`next_step`]. A provider that says *later* (429) costs no attempt: the run waits for as long
-//! as its deadline allows, and ends as expired when the wait would outlast it. Everything else is a failed attempt: it
-//! is made again with full jitter until the attempts are used up, or at once at the next target when another try at
-//! this one is pointless, and then the run ends as failed.
+//! Two rules stand behind [`next_step`]. A provider that says *later* (429) has not failed: the run waits for as long as
+//! its deadline allows, however often, and ends as expired when the wait would outlast it. Everything else is a failed
+//! attempt: it is made again with full jitter until the attempts are used up, or at once at the next target when another
+//! try at this one is pointless, and then the run ends as failed.
 
 use std::time::Duration;
 

@@ -252,6 +252,11 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_behind_tls_can_be_built() {
+        assert!(build(&settings("https://api.openai.com/v1")).is_ok());
+    }
+
+    #[test]
     fn this_machine_is_recognised() {
         for (url, expect) in [
             ("http://127.0.0.1:1/", true),
