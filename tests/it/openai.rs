@@ -12,7 +12,7 @@ use workers::{
     },
 };
 
-use crate::support::provider::{Act, Answer, Gate, ScriptedProvider};
+use crate::support::provider::{Act, Answer, End, Gate, Recorded, ScriptedProvider};
 
 const KEY: &str = "sk-planted-0123456789";
 
@@ -291,6 +291,12 @@ async fn nonsense_is_garbage() {
         check(Answer::not_http(), stream, garbage()).await;
     }
     check(Answer::event_stream(["data: }{\n\n"]), true, garbage()).await;
+    // The parser quotes what it did not expect.
+    let quoted = json!({"choices": KEY.to_owned() + &"x".repeat(5_000)});
+    for answer in [Answer::status(200).json(&quoted), Answer::event_stream([format!("data: {quoted}\n\n")])] {
+        let error = check(answer, true, garbage()).await;
+        assert!(error.detail.len() < 500, "{error:?}");
+    }
     check(Answer::event_stream([b"data: \xff\xfe\n\n"]), true, garbage()).await;
     check(Answer::event_stream(["data: [DONE]\n\n"]), true, garbage()).await;
 }
@@ -416,6 +422,39 @@ async fn connections_are_used_again() {
         }
     }
     assert_eq!((scripted.requests().len(), scripted.connections()), (20, 1));
+}
+
+#[tokio::test]
+async fn calls_do_not_wait_for_each_other() {
+    let scripted = ScriptedProvider::start().await;
+    let (gate, last) = (Gate::new(), Gate::new());
+    scripted.set_default(Answer::text("for anybody").held(&gate));
+    scripted.set_for_model("gpt-4", Answer::echo().held(&gate));
+    scripted.push_for("gpt-4", Answer::text("first").held(&last));
+    let provider = build(&settings(&scripted.url())).unwrap();
+    let ask_one = async || ask(&*provider, true).await.unwrap().output;
+    let others = async {
+        scripted.wait_for_requests(1).await;
+        let others = futures::future::join_all((0..9).map(|_| ask_one()));
+        let release = async {
+            scripted.wait_for_requests(10).await;
+            gate.open();
+        };
+        let (others, ()) = tokio::join!(others, release);
+        assert!(others.iter().all(|output| *output == hello().user), "{others:?}");
+        let sent = |requests: &[Recorded]| requests.iter().filter(|request| request.end == Some(End::Sent)).count();
+        scripted.wait_until("nine answers", |requests| sent(requests) == 9).await;
+        assert_eq!((scripted.max_concurrency(), scripted.concurrency()), (10, 1));
+        last.open();
+    };
+    let (first, ()) = tokio::join!(ask_one(), others);
+    assert_eq!(first, "first");
+    // The same port again, for tests that take a provider away. Its connections are gone, so they are made anew.
+    let url = scripted.url();
+    drop(scripted);
+    let scripted = ScriptedProvider::start_at(&url).await;
+    let answer = ask(&*build(&settings(&url)).unwrap(), true).await.unwrap();
+    assert_eq!((answer.output, scripted.requests().len()), (hello().user, 1));
 }
 
 #[tokio::test]

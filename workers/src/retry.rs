@@ -1,8 +1,9 @@
 //! What to do after a failed call. Pure.
 //!
-//! Two rules stand behind [`next_step`]. A provider that says *later* (429) costs no attempt: the run waits for as long as its
-//! deadline allows, and ends as expired when the wait would outlast it. Everything else is a failed attempt: it is made again with
-//! full jitter until the attempts are used up, or at once at the next target when another try at this one is pointless, and then the run ends as failed.
+//! Two rules stand behind [`next_step`]. A provider that says *later* (429) has not failed: the run waits for as long as
+//! its deadline allows, however often, and ends as expired when the wait would outlast it. Everything else is a failed
+//! attempt: it is made again with full jitter until the attempts are used up, or at once at the next target when another
+//! try at this one is pointless, and then the run ends as failed.
 
 use std::time::Duration;
 
@@ -61,18 +62,20 @@ impl Default for RetryPolicy {
 
 /// Decides by the class of the error.
 ///
-/// - *Limited*: wait for what the provider said, and never less than the policy's base or the jittered pause, whatever the number of attempts. When that
-///   is more than five seconds or would miss the deadline, the next target is called at once; without one, a wait that would miss
-///   the deadline ends the run as expired, now rather than then.
-/// - *Failing, unreachable, timeout, truncated, garbage*: the jittered pause, and never less than the provider said. Each target
-///   has its share of the attempts ([`RetryPolicy::max_attempts`] divided by the targets, the last one takes the rest); when it is used up, or the provider
-///   wants a pause of more than five seconds, the next target is called at once. A retry that cannot start before the deadline is
-///   not made, and the run ends as failed: the model call failed, and time was not the reason.
+/// - *Limited*: wait for what the provider said, and never less than the policy's base or the jittered pause, whatever
+///   the number of attempts. When the provider wants more than five seconds, or the wait would miss the deadline, the
+///   next target is called at once; without one, a wait that would miss the deadline ends the run as expired, now
+///   rather than then.
+/// - *Failing, unreachable, timeout, truncated, garbage*: the jittered pause, and never less than the provider said.
+///   Each target has its share of the attempts ([`RetryPolicy::max_attempts`] divided by the targets, the last one takes
+///   the rest); when it is used up, or the provider wants a pause of more than five seconds, the next target is called
+///   at once. A retry that cannot start before the deadline is not made, and the run ends as failed: the model call
+///   failed, and the time that is left does not change that.
 /// - *Unauthorized, rejected*: the next target at once, or the end.
 /// - *Expired*: the end, as expired.
 ///
-/// Attempts that were limited never end a run by their number, but they are numbered like all others, so that a run that
-/// was limited often has fewer retries left for a failure.
+/// Attempts that were limited never end a run by their number, but they are numbered like all others, so that a run
+/// that was limited often has fewer retries left for a failure.
 pub fn next_step(policy: &RetryPolicy, error: &CallError, situation: Situation) -> Step {
     let jitter = jittered(policy, situation);
     let next = match error.class {
@@ -96,14 +99,16 @@ pub fn next_step(policy: &RetryPolicy, error: &CallError, situation: Situation) 
     next.unwrap_or_else(|| give_up(&error.class))
 }
 
-/// Full jitter: anything between nothing and the doubled base, so that runs that failed together do not come back together.
+/// Full jitter: anything between nothing and the doubled base, so that runs that failed together do not come back
+/// together.
 fn jittered(policy: &RetryPolicy, situation: Situation) -> Duration {
     let doublings = u32::try_from(situation.attempt.saturating_sub(1)).unwrap_or(0);
     let bound = 2_u32.checked_pow(doublings).map_or(policy.cap, |factor| policy.base.saturating_mul(factor));
     bound.min(policy.cap).mul_f64(situation.roll.clamp(0.0, 1.0))
 }
 
-/// The same target after the pause, or the next one at once when the run should move on, or when the pause is too long for it.
+/// The same target after the pause, or the next one at once when the run should move on, or when the pause is too long
+/// for it.
 fn wait_or_move(should_move: bool, pause: Duration, situation: Situation) -> Option<Step> {
     let here = starts_in_time(pause, situation).then_some(Step::Retry { after: pause, target: situation.target });
     if should_move || here.is_none() { at_next_target(situation).or(here) } else { here }
@@ -119,14 +124,16 @@ fn starts_in_time(pause: Duration, situation: Situation) -> bool {
     situation.now.plus(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)) < situation.deadline
 }
 
-/// Whether the target that was called has had its part of the attempts, so that those left belong to the targets after it.
+/// Whether the target that was called has had its part of the attempts, so that those left belong to the targets after
+/// it.
 fn share_used(policy: &RetryPolicy, situation: Situation) -> bool {
     let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
     let share = policy.max_attempts.checked_div(count(situation.targets)).unwrap_or(0).max(1);
     situation.attempt >= share.saturating_mul(count(situation.target).saturating_add(1))
 }
 
-/// The end of a run for which no other try is left. The sentence is the caller's: what the provider said stays with the attempt.
+/// The end of a run for which no other try is left. The sentence is the caller's: what the provider said stays with the
+/// attempt.
 fn give_up(class: &ErrorClass) -> Step {
     let (code, message, retryable) = match class {
         ErrorClass::Limited { .. } | ErrorClass::Expired => return Step::Expire,

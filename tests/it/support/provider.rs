@@ -1,8 +1,10 @@
-//! A provider that does what a test tells it to: a real HTTP/1.1 server that speaks Chat Completions on a free loopback port.
+//! A provider that does what a test tells it to: a real HTTP/1.1 server that speaks Chat Completions on a free loopback
+//! port.
 //!
-//! It runs on a thread and a runtime of its own, so it works from any test and for any process. Every request is answered by
-//! an [`Answer`], chosen in this order: the next one pushed for the model that the request names, the next one pushed for all, the model's
-//! default, the default (an echo). It writes down every request, and whether its client hung up before the answer's end.
+//! It runs on a thread and a runtime of its own, so it works from any test and for any process. Every request is
+//! answered by an [`Answer`], chosen in this order: the next one pushed for the model that the request names, the next
+//! one pushed for all, the model's default, the default (an echo). It writes down every request, and whether its client
+//! hung up before the answer's end.
 //!
 //! ```ignore
 //! let provider = ScriptedProvider::start().await;

@@ -1,7 +1,8 @@
 //! What a provider says went wrong, and what that means for the run.
 //!
-//! Nobody agrees on the form: `{"error": {"message", "type", "code"}}` (OpenAI, Groq, DeepSeek, OpenRouter), `{"error": "…"}` (Ollama),
-//! `{"message", "type", "code"}` (Mistral, vLLM), `{"detail": …}` (FastAPI). All are read; what is not understood is only less said.
+//! Nobody agrees on the form: `{"error": {"message", "type", "code"}}` (OpenAI, Groq, DeepSeek, OpenRouter), `{"error":
+//! "…"}` (Ollama), `{"message", "type", "code"}` (Mistral, vLLM), `{"detail": …}` (FastAPI). All are read; what is not
+//! understood is only less said.
 
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use super::{Call, ErrorClass, Secret, retry_after};
 /// The longest detail that is kept of a provider's own words, in characters.
 const LONGEST_DETAIL: usize = 300;
 
-/// 429 codes that no wait will cure: the account is out of money, or shut. Waiting would hold the run, and by its pause every other run
-/// of the provider, until its deadline; a refusal lets it go to the next target and tells the operator why.
+/// 429 codes that no wait will cure: the account is out of money, or shut. Waiting would hold the run, and by its pause
+/// every other run of the provider, until its deadline; a refusal lets it go to the next target and tells the operator
+/// why.
 const OUT_OF_MONEY: [&str; 4] =
     ["insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"];
 

@@ -1,10 +1,11 @@
 //! The built-in offline model: no network, no key, and always the same answer to the same question.
 //!
-//! It is for a first run and for rehearsals, so its answer begins by saying what it is. It then repeats the rendered prompt, which is
-//! what somebody who tries a prompt wants to see.
+//! It is for a first run and for rehearsals, so its answer begins by saying what it is. It then repeats the rendered
+//! prompt, which is what somebody who tries a prompt wants to see.
 //!
-//! Tokens are counted by a simple rule: a token is a word, that is, a run of characters without white space. System and user text count as
-//! input, the answer as output, `max_tokens` bounds the answer. Stop sequences end the repeated text. Other parameters and an output schema change nothing.
+//! Tokens are counted by a simple rule: a token is a word, that is, a run of characters without white space. System and
+//! user text count as input, the answer as output, `max_tokens` bounds the answer. Stop sequences end the repeated
+//! text. Other parameters and an output schema change nothing.
 
 use std::time::Duration;
 

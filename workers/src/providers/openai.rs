@@ -1,6 +1,8 @@
-//! OpenAI's Chat Completions, as OpenAI, Azure OpenAI, Mistral, Groq, DeepSeek, OpenRouter, vLLM, Ollama and others speak it.
+//! OpenAI's Chat Completions, as OpenAI, Azure OpenAI, Mistral, Groq, DeepSeek, OpenRouter, vLLM, Ollama and others
+//! speak it.
 //!
-//! The protocol: <https://platform.openai.com/docs/api-reference/chat>. Where servers differ, their differences are in one place, [`wire::Dialect`].
+//! The protocol: <https://platform.openai.com/docs/api-reference/chat>. Where servers differ, their differences are in
+//! one place, [`wire::Dialect`].
 
 mod schema;
 mod stream;
@@ -55,7 +57,7 @@ impl OpenAi {
 
     async fn read(&self, response: Response, call: &Call<'_>, patience: &Patience, sink: &mut dyn DeltaSink) -> Read {
         if !response.status().is_success() {
-            return Err(self.refusal(response, call).await);
+            return Err(self.refusal(response, call, patience).await);
         }
         let context = Context { max_bytes: self.settings.max_response_bytes, key: self.key(), call, patience };
         let media_type = media_type(response.headers());
@@ -73,13 +75,13 @@ impl OpenAi {
     }
 
     /// The error of an answer that is no success.
-    async fn refusal(&self, mut response: Response, call: &Call<'_>) -> CallError {
+    async fn refusal(&self, mut response: Response, call: &Call<'_>, patience: &Patience) -> CallError {
         let status = response.status();
         if status.is_redirection() {
             let detail = format!("{status}: redirects are not followed; check the provider's base_url");
             return CallError::new(ErrorClass::Rejected, detail);
         }
-        let body = transport::beginning(&mut response, ERROR_BYTES, ERROR_PATIENCE).await;
+        let body = transport::beginning(&mut response, ERROR_BYTES, ERROR_PATIENCE, patience).await;
         let complaint = Complaint::of_body(&body);
         let after = retry_after(response.headers(), complaint.after, UnixMillis::now());
         let words = complaint.words(call, self.key());
@@ -106,6 +108,11 @@ struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// The error of an answer that cannot be understood. The parser's words may quote it.
+    fn garbage(&self, what: &str, error: &serde_json::Error) -> CallError {
+        CallError::new(ErrorClass::Garbage, clean(&format!("{what}: {error}"), self.call, self.key))
+    }
+
     /// The error of an answer that began as a success and then turned out to be none.
     fn complaint(&self, error: &serde_json::Value) -> CallError {
         let complaint = Complaint::of_value(error);
@@ -142,8 +149,7 @@ async fn whole(mut response: Response, context: &Context<'_>, media_type: &str) 
         if error.is_eof() {
             CallError::new(ErrorClass::Truncated, "the answer ended inside its JSON")
         } else {
-            let media_type = shorten(media_type, 80);
-            CallError::new(ErrorClass::Garbage, format!("the answer ({media_type}) is no chat completion: {error}"))
+            context.garbage(&format!("the answer ({}) is no chat completion", shorten(media_type, 80)), &error)
         }
     })?;
     if let Some(error) = &answer.error {

@@ -1,8 +1,8 @@
 //! When a provider wants to be called again, from all the places where providers say so. Pure.
 //!
-//! In order of trust: `retry-after-ms` (OpenAI, Azure), `Retry-After` (RFC 9110, section 10.2.3: seconds, or a date), what the body says
-//! (a number, or a sentence such as "Please try again in 1.2s"), and last OpenAI's `x-ratelimit-reset-*`, which tell when a limit is whole
-//! again and so overstate.
+//! In order of trust: `retry-after-ms` (OpenAI, Azure), `Retry-After` (RFC 9110, section 10.2.3: seconds, or a date),
+//! what the body says (a number, or a sentence such as "Please try again in 1.2s"), and last OpenAI's
+//! `x-ratelimit-reset-*`, which tell when a limit is whole again and so overstate.
 //!
 //! Nothing that comes from outside is taken beyond [`MAX_PAUSE`].
 
@@ -47,7 +47,8 @@ fn seconds(text: &str, unit: f64) -> Option<Duration> {
     in_seconds(text.parse::<f64>().ok()? * unit)
 }
 
-/// The time until an HTTP date. The provider's own `Date` is the better clock: ours may be wrong by more than the pause.
+/// The time until an HTTP date. The provider's own `Date` is the better clock: ours may be wrong by more than the
+/// pause.
 fn until(date: &str, date_of_answer: Option<&str>, now: UnixMillis) -> Option<Duration> {
     let parse = |text| DateTime::parse_from_rfc2822(text).ok().map(|date| UnixMillis(date.timestamp_millis()));
     let now = date_of_answer.and_then(parse).unwrap_or(now);

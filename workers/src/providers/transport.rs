@@ -112,6 +112,12 @@ impl Patience {
         self.answer(tokio::time::sleep_until(moment)).await
     }
 
+    /// Waits for something that the call can do without; `None` when it did not come.
+    async fn briefly<F: Future>(&self, within: Duration, future: F) -> Option<F::Output> {
+        let moment = Instant::now().checked_add(within).unwrap_or(self.attempt_ends);
+        self.until(moment.min(self.attempt_ends), future).await
+    }
+
     async fn until<F: Future>(&self, moment: Instant, future: F) -> Option<F::Output> {
         timeout_at(moment.min(self.deadline), future).await.ok()
     }
@@ -172,7 +178,7 @@ pub(super) async fn whole_body(response: &mut Response, max: usize, patience: &P
 }
 
 /// What comes of a body within a short time: for errors, whose status is known and whose words are only nice to have.
-pub(super) async fn beginning(response: &mut Response, max: usize, within: Duration) -> Vec<u8> {
+pub(super) async fn beginning(response: &mut Response, max: usize, within: Duration, patience: &Patience) -> Vec<u8> {
     let mut body = Vec::new();
     let read = async {
         while let Ok(Some(chunk)) = response.chunk().await {
@@ -183,7 +189,7 @@ pub(super) async fn beginning(response: &mut Response, max: usize, within: Durat
             }
         }
     };
-    let _in_time = tokio::time::timeout(within, read).await;
+    let _in_time = patience.briefly(within, read).await;
     body
 }
 
@@ -243,6 +249,11 @@ mod tests {
             let error = build(&settings(bad)).err().unwrap();
             assert!(matches!(error, BuildError::BaseUrl { .. }), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_provider_behind_tls_can_be_built() {
+        assert!(build(&settings("https://api.openai.com/v1")).is_ok());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What the scripted provider can be told to do: good answers in both forms, and everything that goes wrong with providers.
+//! What the scripted provider can be told to do: good answers in both forms, and everything that goes wrong with
+//! providers.
 
 use std::time::Duration;
 
@@ -12,7 +13,6 @@ use super::Recorded;
 pub struct Gate(watch::Sender<bool>);
 
 impl Gate {
-    #[expect(clippy::new_without_default, reason = "a gate is made on purpose")]
     pub fn new() -> Self {
         Self(watch::Sender::new(false))
     }
@@ -249,7 +249,7 @@ impl Answer {
 
     /// An answer that never ends and never falls silent.
     pub fn drip(every: Duration) -> Self {
-        let Act::Send(bytes) = chunk(b": still there\n\n") else { unreachable!() };
+        let bytes = b"f\r\n: still there\n\n\r\n".to_vec();
         Self::acts([chunked_head("text/event-stream"), Act::Drip { bytes, every }])
     }
 

@@ -1,7 +1,7 @@
 //! Which JSON Schemas a provider can follow strictly.
 //!
-//! With `strict` the output is guaranteed to follow the schema, but a schema outside of the supported subset is refused with
-//! a 400, so it is asked for only where it can be had:
+//! With `strict` the output is guaranteed to follow the schema, but a schema outside of the supported subset is refused
+//! with a 400, so it is asked for only where it can be had:
 //! <https://platform.openai.com/docs/guides/structured-outputs#supported-schemas>.
 
 use serde_json::Value;

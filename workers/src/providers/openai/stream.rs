@@ -1,7 +1,7 @@
 //! An answer that comes token by token, as server-sent events.
 //!
-//! A stream has ended well when it said `[DONE]`, or when it gave a finish reason and the connection then ended cleanly. Anything else
-//! broke off, however complete its text may look.
+//! A stream has ended well when it said `[DONE]`, or when it gave a finish reason and the connection then ended
+//! cleanly. Anything else broke off, however complete its text may look.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use crate::{
     providers::{CallError, Completion, DeltaSink, ErrorClass, transport::next_chunk},
 };
 
-/// How long the end of the connection's part may be waited for after `[DONE]`, so that the connection can be used again.
+/// How long the end of the connection's part may be waited for after `[DONE]`, so that the connection can be used
+/// again.
 const DRAIN: Duration = Duration::from_millis(20);
 
 /// Reads a stream to its end, and passes text on as it comes.
@@ -64,12 +65,8 @@ struct Progress {
 
 impl Progress {
     fn take(&mut self, data: &str, context: &Context<'_>, sink: &mut dyn DeltaSink) -> Result<(), CallError> {
-        let chunk = serde_json::from_str::<Chunk<'_>>(data).map_err(|error| {
-            CallError::new(
-                ErrorClass::Garbage,
-                format!("an event of the stream is no part of a chat completion: {error}"),
-            )
-        })?;
+        let chunk = serde_json::from_str::<Chunk<'_>>(data)
+            .map_err(|error| context.garbage("an event of the stream is no part of a chat completion", &error))?;
         if let Some(error) = &chunk.error {
             return Err(context.complaint(error));
         }
@@ -114,7 +111,8 @@ impl Progress {
     }
 }
 
-/// The body's bytes, bounded in number and in silence. Comments keep a stream alive, so silence is measured here, below the events.
+/// The body's bytes, bounded in number and in silence. Comments keep a stream alive, so silence is measured here, below
+/// the events.
 fn bytes(response: Response, context: &Context<'_>) -> impl Stream<Item = Result<bytes::Bytes, Broken>> {
     try_unfold((response, 0), async |(mut response, mut seen)| {
         let chunk = next_chunk(&mut response, &mut seen, context.max_bytes, context.patience).await.map_err(Broken)?;

@@ -1,4 +1,5 @@
-//! The bodies of Chat Completions: what is sent, and what is read. Prompts are borrowed on the way out, text on the way in.
+//! The bodies of Chat Completions: what is sent, and what is read. Prompts are borrowed on the way out, text on the way
+//! in.
 
 use std::{borrow::Cow, fmt};
 
@@ -49,7 +50,7 @@ struct Request<'a> {
     random_seed: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     response_format: Option<ResponseFormat<'a>>,
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     stream_options: Option<StreamOptions>,
@@ -77,11 +78,6 @@ struct JsonSchema<'a> {
 #[derive(Serialize)]
 struct StreamOptions {
     include_usage: bool,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 /// The body of a call.
@@ -143,7 +139,8 @@ pub(super) struct Reply<'a> {
 impl<'a> Reply<'a> {
     /// The text, and whether it is a refusal.
     ///
-    /// A refusal is the model's answer, not a failed call: another try would be paid for and refused again. The finish reason tells.
+    /// A refusal is the model's answer, not a failed call: another try would be paid for and refused again. The finish
+    /// reason tells.
     pub(super) fn into_text(self) -> (Cow<'a, str>, bool) {
         let content = self.content.map(|text| text.0).filter(|text| !text.is_empty());
         let refusal = self.refusal.map(|text| text.0).filter(|text| !text.is_empty());
@@ -168,7 +165,8 @@ impl Answer<'_> {
     }
 }
 
-/// The reason in the provider's words. `refusal` is not one of OpenAI's, which says `stop`; it is what the field calls it.
+/// The reason in the provider's words. `refusal` is not one of OpenAI's, which says `stop`; it is what the field calls
+/// it.
 pub(super) fn finish_reason(said: Option<&Text<'_>>, is_refusal: bool) -> Option<String> {
     if is_refusal {
         return Some("refusal".to_owned());
@@ -214,7 +212,8 @@ impl From<WireUsage> for Usage {
     }
 }
 
-/// Text, borrowed from the body where it holds no escapes. Some servers send a list of parts instead; those that are text count.
+/// Text, borrowed from the body where it holds no escapes. Some servers send a list of parts instead; those that are
+/// text count.
 pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
