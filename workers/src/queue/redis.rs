@@ -63,12 +63,12 @@ use crate::{
     providers::Secret,
 };
 
-/// Runs handed out by one script: it bounds how long Redis is busy with it.
-const CLAIM_BATCH: usize = 100;
+/// Runs handed out by one script: it keeps Redis busy for a few milliseconds, in which it answers nobody else.
+const CLAIM_BATCH: usize = 50;
 /// Runs in one script that touches a few fields of each.
 const BATCH: usize = 500;
 /// Jobs, and bytes of jobs, that one script restores.
-const RESTORE_BATCH: usize = 200;
+const RESTORE_BATCH: usize = 100;
 const RESTORE_BYTES: usize = 1 << 20;
 /// How long a tombstone stays.
 const TOMBSTONE: Duration = Duration::from_secs(60);

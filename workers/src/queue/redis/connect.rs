@@ -196,3 +196,30 @@ fn check(
     }
     Ok(warnings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(info: &str) -> Result<Vec<String>, ConnectError> {
+        check(Ok(InfoDict::new(info)), Ok(vec![]), "host:6379".into())
+    }
+
+    #[test]
+    fn versions_before_seven_are_refused() {
+        for (version, accepted) in
+            [("6.2.14", false), ("7.0.15", true), ("7.2.4", true), ("10.0.0", true), ("x", false)]
+        {
+            let judged = judge(&format!("redis_version:{version}\r\nmaxmemory_policy:noeviction\r\n"));
+            match judged {
+                Ok(warnings) => assert!(accepted && warnings.is_empty(), "{version}: {warnings:?}"),
+                Err(error) => {
+                    assert!(!accepted);
+                    let told =
+                        format!("Redis at host:6379 has version {version}; version 7 or newer is needed (or Valkey)");
+                    assert_eq!(error.to_string(), told);
+                }
+            }
+        }
+    }
+}

@@ -114,7 +114,7 @@ async fn a_stopped_redis_is_unreachable_at_once_and_heals_without_a_restart() {
     assert!(queue.wait(worker, Duration::from_secs(30)).await.is_err());
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 
-    server.restart().await;
+    assert!(server.restart().await);
     eventually(async || queue.ping().await.ok()).await;
     assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)));
     queue.put_for(&job(), front_door).await;
@@ -212,4 +212,21 @@ async fn the_operator_reads_what_is_wrong_and_no_password() {
     let queue = RedisQueue::connect(settings).await.unwrap();
     let [warning] = queue.warnings() else { panic!("{:?}", queue.warnings()) };
     assert!(warning.contains("maxmemory-policy allkeys-lru"), "{warning}");
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_ask_about_the_server_may_still_use_it() {
+    let server = Server::start().await;
+    let connect = async |user: &str, forbidden: &[&str]| {
+        let words = [&["ACL", "SETUSER", user, "on", ">right", "~{q:*", "&{q:*", "+@all"], forbidden].concat();
+        server.command::<()>(&words).await;
+        let url = Secret::new(format!("redis://{user}:right@127.0.0.1:{}", server.port));
+        let queue = RedisQueue::connect(RedisSettings { url, ..server.settings() }).await.unwrap();
+        queue.put(&job()).await;
+        queue.claim_one(WorkerId::new()).await;
+        queue.cancellations(CancellationToken::new()).await.unwrap();
+        queue.warnings().len()
+    };
+    assert_eq!(connect("quiet", &["-config"]).await, 0, "INFO says it too");
+    assert_eq!(connect("silent", &["-config", "-info"]).await, 2, "version and policy are not known");
 }

@@ -225,6 +225,22 @@ async fn an_account_that_is_served_in_one_scope_has_had_its_turn_in_another() {
 }
 
 #[tokio::test]
+async fn an_account_that_was_held_back_does_not_make_up_for_it() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    let (served, held_back) = (AccountId::new(), AccountId::new());
+    for _ in 0..40 {
+        queue.put(&Job { account: served, ..job() }).await;
+        queue.put(&Job { account: held_back, targets: vec![target("two")], ..job() }).await;
+    }
+    assert_eq!(queue.claim(worker, 30, &scopes()).await.unwrap().claims.len(), 30);
+    let claims = queue.claim(worker, 10, &[unlimited("one"), unlimited("two")]).await.unwrap().claims;
+    let caught_up = claims.iter().filter(|claim| claim.job.account == held_back).count();
+    assert!((5..=6).contains(&caught_up), "{caught_up} of 10");
+}
+
+#[tokio::test]
 async fn admission_charges_all_rules_or_none() {
     let server = Server::start().await;
     let queue = server.queue().await;

@@ -20,15 +20,20 @@ impl Server {
 
     /// With more arguments of `redis-server`.
     pub async fn with(arguments: &[&str]) -> Self {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
-        let mut server = Self { port, arguments, process: None };
-        server.restart().await;
-        server
+        let mut server = Self { port: 0, arguments, process: None };
+        loop {
+            server.port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            // Another process may have taken the port in the meantime: then the server exits, and the next port is tried.
+            if server.restart().await {
+                return server;
+            }
+        }
     }
 
-    pub async fn restart(&mut self) {
-        let process = Command::new("redis-server")
+    /// On the same port, with no memory of before; false when the port is taken.
+    pub async fn restart(&mut self) -> bool {
+        let mut process = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .args(&self.arguments)
             .current_dir(std::env::temp_dir())
@@ -36,9 +41,30 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .expect("redis-server is installed");
-        self.process = Some(process);
-        let port = self.port;
-        eventually(async || tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()).await;
+        let until = Instant::now() + PATIENCE;
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
+            assert!(Instant::now() < until, "redis-server does not start");
+            sleep(Duration::from_millis(10)).await;
+        }
+        // Whoever listens may be another server: ours has gone then, or is about to.
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        let ours = process.id().to_string();
+        let listens = eventually(async || {
+            let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+            match redis::cmd("INFO").arg("server").query_async::<redis::InfoDict>(&mut connection).await {
+                Ok(info) => Some(info.get::<String>("process_id")? == ours),
+                // One that wants a password was started by the only test that sets one, on a port of its own.
+                Err(_) => Some(true),
+            }
+        })
+        .await;
+        if listens {
+            self.process = Some(process);
+        } else {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+        listens
     }
 
     pub fn stop(&mut self) {
