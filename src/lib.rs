@@ -1,6 +1,8 @@
 //! Prompt Manager: the front door and the command line around the run engine of `workers`.
 
 pub mod accounts;
+pub mod audit;
+pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod db;
