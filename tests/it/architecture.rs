@@ -5,6 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Whether a source file holds nothing but tests.
+fn is_test(name: &str) -> bool {
+    name.contains("/tests/") || name.ends_with("/tests.rs") || name.ends_with("/property.rs")
+}
+
 /// No source file outside `allowed` contains any of `words`.
 fn check(words: &[&str], allowed: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -12,7 +17,7 @@ fn check(words: &[&str], allowed: &[&str]) {
     for folder in ["src", "workers/src", "migrations/src"] {
         for file in sources(&root.join(folder)) {
             let name = file.strip_prefix(root).unwrap().display().to_string();
-            if allowed.iter().any(|prefix| name.starts_with(prefix)) {
+            if is_test(&name) || allowed.iter().any(|prefix| name.starts_with(prefix)) {
                 continue;
             }
             let text = fs::read_to_string(&file).unwrap();
@@ -62,7 +67,7 @@ fn only_the_redis_queue_knows_redis() {
 
 #[test]
 fn only_the_front_door_knows_http_servers() {
-    check(&["axum", "hyper"], &["src/http", "src/node.rs"]);
+    check(&["axum", "hyper_util", "hyper::server"], &["src/http", "src/node.rs"]);
 }
 
 #[test]
@@ -93,7 +98,7 @@ fn no_source_file_has_grown_past_its_concept() {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             (code.lines().count(), file.strip_prefix(root).unwrap().display().to_string())
         })
-        .filter(|(lines, _)| *lines > 450)
+        .filter(|(lines, name)| *lines > 420 && !is_test(name))
         .collect();
     assert!(long.is_empty(), "split by concept: {long:?}");
 }

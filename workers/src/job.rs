@@ -4,68 +4,20 @@
 //! it can call a model, and so that the row of a run can be written by whoever comes first. It is written once as JSON
 //! with its format's version in front ([`Job::encode`]), and lives unchanged until the run ends in an [`Ending`].
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+mod ending;
+mod ids;
+
+use std::{collections::BTreeMap, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+
+pub use self::{
+    ending::{Attempt, AttemptOutcome, Ending, Failure, Outcome},
+    ids::{AccountId, FrontDoorId, KeyId, PromptId, RunId, WorkerId},
+};
 
 /// The format of [`Job`] and [`Ending`] on the wire. A process that meets another number leaves the run to a newer one.
 pub const WIRE_VERSION: u8 = 1;
-
-macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub Uuid);
-
-        impl $name {
-            /// A new id, ordered by the time of its creation (UUID version 7, RFC 9562).
-            pub fn new() -> Self {
-                Self(Uuid::now_v7())
-            }
-        }
-
-        impl Default for $name {
-            fn default() -> Self {
-                Self::new()
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = uuid::Error;
-
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                text.parse().map(Self)
-            }
-        }
-    };
-}
-
-id!(/// One run, for its whole life.
-    RunId);
-id!(/// An account: the owner of prompts, keys and runs.
-    AccountId);
-id!(/// An API key (its row, never its text).
-    KeyId);
-id!(/// A prompt, whatever its version.
-    PromptId);
-id!(/// One boot of a front door: where the replies of the runs that it accepted go.
-    FrontDoorId);
-id!(/// One boot of a worker process: who owns a lease.
-    WorkerId);
 
 /// A moment, in milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -276,165 +228,6 @@ impl Usage {
     /// All tokens together; `None` while a part is unknown.
     pub fn total(self) -> Option<u64> {
         Some(self.input_tokens?.saturating_add(self.output_tokens?))
-    }
-}
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
-pub enum Outcome {
-    Succeeded {
-        output: String,
-        /// Why the model stopped, in the field's words: `stop`, `length`, `content_filter`, …
-        finish_reason: Option<String>,
-    },
-    Failed(Failure),
-    Cancelled,
-    Expired,
-}
-
-impl Outcome {
-    pub fn state(&self) -> RunState {
-        match self {
-            Outcome::Succeeded { .. } => RunState::Succeeded,
-            Outcome::Failed(_) => RunState::Failed,
-            Outcome::Cancelled => RunState::Cancelled,
-            Outcome::Expired => RunState::Expired,
-        }
-    }
-}
-
-/// Why a run failed, in the words that its caller reads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// Stable snake_case, for programs.
-    pub code: String,
-    /// One sentence, for people; names no secret and no address.
-    pub message: String,
-    /// The same run may succeed when it is sent again.
-    pub retryable: bool,
-}
-
-/// The end of a run, as it is stashed, sent to the waiting front door and written to the ledger.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Ending {
-    pub v: u8,
-    pub run: RunId,
-    pub fence: Fence,
-    pub outcome: Outcome,
-    /// The model of the last attempt (a fallback has its own).
-    pub model: String,
-    /// When an executor first took the run; `None` when none did.
-    pub started_at: Option<UnixMillis>,
-    pub finished_at: UnixMillis,
-    /// Waiting time before the last attempt, in milliseconds.
-    pub queue_ms: u64,
-    /// The call that ended the run; earlier ones were recorded as they ended. `None` when there was none.
-    pub attempt: Option<Attempt>,
-}
-
-impl Ending {
-    pub fn usage(&self) -> Usage {
-        self.attempt.as_ref().map(|attempt| attempt.usage).unwrap_or_default()
-    }
-
-    pub fn cost_nano_usd(&self) -> Option<i64> {
-        self.attempt.as_ref().and_then(|attempt| attempt.cost_nano_usd)
-    }
-}
-
-/// One call to a provider.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attempt {
-    /// 1 for the first call of a run.
-    pub number: i32,
-    pub fence: Fence,
-    pub provider: String,
-    pub model: String,
-    pub worker: WorkerId,
-    pub started_at: UnixMillis,
-    pub duration_ms: u64,
-    /// Time to first token, in milliseconds; known for streamed calls.
-    pub first_token_ms: Option<u64>,
-    pub outcome: AttemptOutcome,
-    /// The provider's HTTP status, when it answered.
-    pub status: Option<u16>,
-    /// What went wrong, for operators.
-    pub detail: Option<String>,
-    pub usage: Usage,
-    pub cost_nano_usd: Option<i64>,
-}
-
-/// The class of an attempt's end; a label of metrics and of the audit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttemptOutcome {
-    Succeeded,
-    /// The provider answered 429.
-    RateLimited,
-    /// The provider refused our credentials (401, 403).
-    Unauthorized,
-    /// The provider refused this request (another 4xx).
-    Rejected,
-    /// The provider failed (5xx).
-    ProviderError,
-    /// No connection, or it broke before an answer.
-    Unreachable,
-    /// No answer, or a silence inside one, for too long.
-    Timeout,
-    /// The answer stopped before its end.
-    Truncated,
-    /// The answer could not be understood, or was too large.
-    Garbage,
-    Cancelled,
-    Expired,
-    /// The worker that made the call died or lost its lease.
-    WorkerLost,
-    /// The engine itself failed while it made the call.
-    Internal,
-}
-
-impl AttemptOutcome {
-    pub const ALL: [AttemptOutcome; 13] = [
-        AttemptOutcome::Succeeded,
-        AttemptOutcome::RateLimited,
-        AttemptOutcome::Unauthorized,
-        AttemptOutcome::Rejected,
-        AttemptOutcome::ProviderError,
-        AttemptOutcome::Unreachable,
-        AttemptOutcome::Timeout,
-        AttemptOutcome::Truncated,
-        AttemptOutcome::Garbage,
-        AttemptOutcome::Cancelled,
-        AttemptOutcome::Expired,
-        AttemptOutcome::WorkerLost,
-        AttemptOutcome::Internal,
-    ];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AttemptOutcome::Succeeded => "succeeded",
-            AttemptOutcome::RateLimited => "rate_limited",
-            AttemptOutcome::Unauthorized => "unauthorized",
-            AttemptOutcome::Rejected => "rejected",
-            AttemptOutcome::ProviderError => "provider_error",
-            AttemptOutcome::Unreachable => "unreachable",
-            AttemptOutcome::Timeout => "timeout",
-            AttemptOutcome::Truncated => "truncated",
-            AttemptOutcome::Garbage => "garbage",
-            AttemptOutcome::Cancelled => "cancelled",
-            AttemptOutcome::Expired => "expired",
-            AttemptOutcome::WorkerLost => "worker_lost",
-            AttemptOutcome::Internal => "internal",
-        }
-    }
-}
-
-impl FromStr for AttemptOutcome {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        AttemptOutcome::ALL.into_iter().find(|outcome| outcome.as_str() == text).ok_or(())
     }
 }
 

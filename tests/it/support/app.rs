@@ -37,7 +37,6 @@ impl Shape {
 }
 
 pub struct App {
-    pub folder: tempfile::TempDir,
     pub mode: Mode,
     pub front_doors: Vec<Process>,
     pub workers: Vec<Process>,
@@ -48,6 +47,8 @@ pub struct App {
     free_key: String,
     expired_key: String,
     env: Vec<(String, String)>,
+    /// Last, so that the processes' logs are still there when they are dropped.
+    pub folder: tempfile::TempDir,
 }
 
 impl App {

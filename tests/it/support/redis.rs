@@ -81,7 +81,7 @@ async fn start_on(port: u16, directory: &Path, give_up: Instant) -> Option<Child
         .stdout(Stdio::null());
     let mut process = process::spawn(command);
     while process.try_wait().expect("a child process").is_none() {
-        if answers(port).await {
+        if answers(port, process.id()).await {
             return Some(process);
         }
         assert!(Instant::now() < give_up, "redis-server does not answer on port {port}");
@@ -90,16 +90,16 @@ async fn start_on(port: u16, directory: &Path, give_up: Instant) -> Option<Child
     None
 }
 
-/// Whether a PING is answered.
-async fn answers(port: u16) -> bool {
-    let ping = async {
+/// Whether this very process answers on the port: another test's server may have been faster to take it.
+async fn answers(port: u16, process_id: u32) -> bool {
+    let ask = async {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
-        stream.write_all(b"PING\r\n").await?;
-        let mut answer = [0; 7];
-        stream.read_exact(&mut answer).await?;
-        std::io::Result::Ok(&answer == b"+PONG\r\n")
+        stream.write_all(b"INFO server\r\nQUIT\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
     };
-    ping.await.unwrap_or(false)
+    ask.await.is_ok_and(|answer| answer.contains(&format!("process_id:{process_id}\r\n")))
 }
 
 #[tokio::test]
@@ -107,9 +107,10 @@ async fn a_server_answers_and_ends_with_its_handle() {
     let server = RedisServer::start().await;
     let port = server.port;
     assert_eq!(server.url(), format!("redis://127.0.0.1:{port}"));
+    let process_id = server.process.id();
     drop(server);
     let give_up = Instant::now() + START;
-    while answers(port).await {
+    while answers(port, process_id).await {
         assert!(Instant::now() < give_up, "the server is still there");
         sleep(Duration::from_millis(5)).await;
     }

@@ -1,0 +1,61 @@
+//! The ids of everything that a run touches: UUIDs that cannot be mistaken for each other.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// A new id, ordered by the time of its creation (UUID version 7, RFC 9562).
+            pub fn new() -> Self {
+                Self(Uuid::now_v7())
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+    };
+}
+
+id!(/// One run, for its whole life.
+    RunId);
+id!(/// An account: the owner of prompts, keys and runs.
+    AccountId);
+id!(/// An API key (its row, never its text).
+    KeyId);
+id!(/// A prompt, whatever its version.
+    PromptId);
+id!(/// One boot of a front door: where the replies of the runs that it accepted go.
+    FrontDoorId);
+id!(/// One boot of a worker process: who owns a lease.
+    WorkerId);
