@@ -21,6 +21,7 @@ use crate::{
 pub enum AccountCommand {
     /// Create an account
     Create {
+        /// What it is called, unlike any other account
         name: String,
         #[arg(long, value_parser = plan_parser())]
         plan: Plan,
@@ -35,6 +36,7 @@ pub enum AccountCommand {
     List,
     /// Change an account's plan; what is not given stays as it is
     SetPlan {
+        /// Which account
         name: String,
         #[arg(long, value_parser = plan_parser())]
         plan: Option<Plan>,

@@ -25,6 +25,7 @@ pub enum KeyCommand {
     Create {
         /// What it is for, as in "Production App"
         name: String,
+        /// Whose
         #[arg(long, value_name = "NAME")]
         account: String,
         /// Where it is used, as in production or dev
@@ -36,11 +37,15 @@ pub enum KeyCommand {
     },
     /// List an account's keys, partly hidden
     List {
+        /// Whose
         #[arg(long, value_name = "NAME")]
         account: String,
     },
     /// Revoke a key for ever
-    Revoke { id: KeyId },
+    Revoke {
+        /// The key's id, as `key list` shows it
+        id: KeyId,
+    },
 }
 
 pub async fn run(

@@ -27,8 +27,10 @@ use crate::{
 pub enum PromptCommand {
     /// Add versions from files: all of them, or none if one is wrong
     Import {
+        /// TOML files, one prompt each
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// Whose
         #[arg(long, value_name = "NAME")]
         account: String,
         /// Make them PRODUCTION
@@ -40,6 +42,7 @@ pub enum PromptCommand {
     Export {
         /// Only this prompt
         name: Option<String>,
+        /// Whose
         #[arg(long, value_name = "NAME")]
         account: String,
         /// This version instead
@@ -51,14 +54,18 @@ pub enum PromptCommand {
     },
     /// List an account's prompts
     List {
+        /// Whose
         #[arg(long, value_name = "NAME")]
         account: String,
     },
     /// Make a version PRODUCTION: a newer one, or an older one to roll back
     Promote {
+        /// Which prompt
         name: String,
+        /// Which of its versions
         #[arg(value_name = "VERSION")]
         number: i32,
+        /// Whose
         #[arg(long, value_name = "NAME")]
         account: String,
     },

@@ -19,6 +19,7 @@ use crate::{
 pub enum UserCommand {
     /// Create a user; the password is the first line of stdin, or is asked for
     Create {
+        /// With which the user signs in
         email: String,
         /// The account that the user belongs to
         #[arg(long, value_name = "NAME")]

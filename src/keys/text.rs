@@ -100,6 +100,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[cfg(test)]
+#[expect(clippy::string_slice, reason = "keys are ASCII")]
 mod tests {
     use proptest::prelude::*;
     use rand::{SeedableRng, rngs::StdRng};
