@@ -475,18 +475,26 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
 async fn an_unreadable_job_is_left_out(site: Site) {
     let (ledger, db) = site.ledger().await;
-    let mut ids = vec![];
-    for version in [WIRE_VERSION + 1, WIRE_VERSION, WIRE_VERSION + 1, WIRE_VERSION] {
-        let job = Job { v: version, ..job() };
-        ids.push(job.id);
-        ledger.insert(Arc::new(job)).await.unwrap();
+    let mut jobs: Vec<Job> = (0..4).map(|_| job()).collect();
+    jobs.sort_unstable_by_key(|job| job.id);
+    jobs[0].v = WIRE_VERSION + 1;
+    for job in &jobs {
+        ledger.insert(Arc::new(job.clone())).await.unwrap();
     }
-    ids.sort_unstable();
-    db.execute_unprepared("UPDATE runs SET job = 'garbage' WHERE job LIKE '%\"v\":9%'").await.unwrap();
+    let damage = Statement::from_sql_and_values(
+        db.get_database_backend(),
+        "UPDATE runs SET job = $1 WHERE id = $2",
+        ["garbage".into(), jobs[2].id.0.into()],
+    );
+    db.execute_raw(damage).await.unwrap();
     // A page is filled all the same: a short one is the last.
-    let first = ledger.unfinished(None, 1).await.unwrap();
-    assert_eq!(first.iter().map(|run| run.job.v).collect::<Vec<_>>(), [WIRE_VERSION]);
-    assert_eq!(ledger.unfinished(None, 10).await.unwrap().len(), 2);
+    let check = async |limit, expect: &[&Job]| {
+        let page = ledger.unfinished(None, limit).await.unwrap();
+        assert_eq!(page.iter().map(|run| run.job.as_ref()).collect::<Vec<_>>(), expect);
+    };
+    check(1, &[&jobs[1]]).await;
+    check(2, &[&jobs[1], &jobs[3]]).await;
+    check(10, &[&jobs[1], &jobs[3]]).await;
 }
 
 async fn endings_are_rebuilt(site: Site) {
@@ -651,6 +659,24 @@ async fn a_writer_that_goes_leaves_nothing_unwritten(site: Site) {
         insert.await.unwrap().unwrap();
     }
     assert_eq!(Ledger::new(db).unfinished(None, 100).await.unwrap().len(), 50);
+}
+
+/// Everything may be awaited in a task of its own: this compiles or it does not.
+#[tokio::test]
+async fn its_futures_may_move_between_threads() {
+    fn movable<T: Send>(_: &T) {}
+    let (ledger, db) = Site::sqlite().ledger().await;
+    movable(&ledger.insert(Arc::new(job())));
+    movable(&ledger.finish(&[]));
+    movable(&ledger.record_attempts(&[]));
+    movable(&ledger.find(AccountId::new(), RunId::new()));
+    movable(&ledger.unfinished(None, 1));
+    movable(&ledger.endings(&[]));
+    movable(&ledger.ping());
+    movable(&db::migrate(&db));
+    movable(&db::schema_state(&db));
+    movable(&db::begin(&db));
+    movable(&db::connect(&config("")));
 }
 
 #[tokio::test]
