@@ -564,7 +564,7 @@ async fn recording_an_attempt_again_changes_nothing(site: Site) {
     let again = Attempt { detail: Some("again".into()), ..first.clone() };
     ledger.record_attempts(&[(job.id, first.clone()), (job.id, again.clone())]).await.unwrap();
     let before = find(&ledger, &job).await;
-    assert_eq!(before.attempts, [first.clone()]);
+    assert_eq!(before.attempts, std::slice::from_ref(&first));
     ledger.record_attempts(&[(job.id, again)]).await.unwrap();
     assert_eq!(find(&ledger, &job).await, before);
     ledger.record_attempts(&[]).await.unwrap();
@@ -584,7 +584,7 @@ async fn the_worker_that_was_thought_lost_has_the_last_word(site: Site) {
     };
     ledger.record_attempts(&[(job.id, guess.clone())]).await.unwrap();
     ledger.record_attempts(&[(job.id, told.clone())]).await.unwrap();
-    assert_eq!(find(&ledger, &job).await.attempts, [told.clone()]);
+    assert_eq!(find(&ledger, &job).await.attempts, std::slice::from_ref(&told));
     ledger.record_attempts(&[(job.id, guess)]).await.unwrap();
     assert_eq!(find(&ledger, &job).await.attempts, [told]);
 }
