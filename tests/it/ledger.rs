@@ -1,10 +1,12 @@
 //! The ledger, over SQLite and PostgreSQL alike, and the opening and migrating of both.
 
+mod opening;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use prompt_manager::{
     config::DatabaseConfig,
-    db::{self, SchemaState, StoreError},
+    db::{self, StoreError},
 };
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement, TryGetable};
 use tempfile::TempDir;
@@ -18,6 +20,7 @@ use workers::{
     providers::Secret,
 };
 
+use self::opening::{migrating_twice_and_at_once_is_harmless, the_schema_is_compared_with_this_version};
 use crate::support::postgres::{self, PostgresServer};
 
 /// An empty database of either kind.
@@ -475,18 +478,26 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
 async fn an_unreadable_job_is_left_out(site: Site) {
     let (ledger, db) = site.ledger().await;
-    let mut ids = vec![];
-    for version in [WIRE_VERSION + 1, WIRE_VERSION, WIRE_VERSION + 1, WIRE_VERSION] {
-        let job = Job { v: version, ..job() };
-        ids.push(job.id);
-        ledger.insert(Arc::new(job)).await.unwrap();
+    let mut jobs: Vec<Job> = (0..4).map(|_| job()).collect();
+    jobs.sort_unstable_by_key(|job| job.id);
+    jobs[0].v = WIRE_VERSION + 1;
+    for job in &jobs {
+        ledger.insert(Arc::new(job.clone())).await.unwrap();
     }
-    ids.sort_unstable();
-    db.execute_unprepared("UPDATE runs SET job = 'garbage' WHERE job LIKE '%\"v\":9%'").await.unwrap();
+    let damage = Statement::from_sql_and_values(
+        db.get_database_backend(),
+        "UPDATE runs SET job = $1 WHERE id = $2",
+        ["garbage".into(), jobs[2].id.0.into()],
+    );
+    db.execute_raw(damage).await.unwrap();
     // A page is filled all the same: a short one is the last.
-    let first = ledger.unfinished(None, 1).await.unwrap();
-    assert_eq!(first.iter().map(|run| run.job.v).collect::<Vec<_>>(), [WIRE_VERSION]);
-    assert_eq!(ledger.unfinished(None, 10).await.unwrap().len(), 2);
+    let check = async |limit, expect: &[&Job]| {
+        let page = ledger.unfinished(None, limit).await.unwrap();
+        assert_eq!(page.iter().map(|run| run.job.as_ref()).collect::<Vec<_>>(), expect);
+    };
+    check(1, &[&jobs[1]]).await;
+    check(2, &[&jobs[1], &jobs[3]]).await;
+    check(10, &[&jobs[1], &jobs[3]]).await;
 }
 
 async fn endings_are_rebuilt(site: Site) {
@@ -553,7 +564,7 @@ async fn recording_an_attempt_again_changes_nothing(site: Site) {
     let again = Attempt { detail: Some("again".into()), ..first.clone() };
     ledger.record_attempts(&[(job.id, first.clone()), (job.id, again.clone())]).await.unwrap();
     let before = find(&ledger, &job).await;
-    assert_eq!(before.attempts, [first.clone()]);
+    assert_eq!(before.attempts, std::slice::from_ref(&first));
     ledger.record_attempts(&[(job.id, again)]).await.unwrap();
     assert_eq!(find(&ledger, &job).await, before);
     ledger.record_attempts(&[]).await.unwrap();
@@ -573,7 +584,7 @@ async fn the_worker_that_was_thought_lost_has_the_last_word(site: Site) {
     };
     ledger.record_attempts(&[(job.id, guess.clone())]).await.unwrap();
     ledger.record_attempts(&[(job.id, told.clone())]).await.unwrap();
-    assert_eq!(find(&ledger, &job).await.attempts, [told.clone()]);
+    assert_eq!(find(&ledger, &job).await.attempts, std::slice::from_ref(&told));
     ledger.record_attempts(&[(job.id, guess)]).await.unwrap();
     assert_eq!(find(&ledger, &job).await.attempts, [told]);
 }
@@ -585,36 +596,6 @@ async fn a_run_is_found_by_its_own_account_only(site: Site) {
     assert_eq!(ledger.find(AccountId::new(), job.id).await.unwrap(), None);
     assert_eq!(ledger.find(job.account, RunId::new()).await.unwrap(), None);
     ledger.ping().await.unwrap();
-}
-
-async fn migrating_twice_and_at_once_is_harmless(site: Site) {
-    let starts = (0..4).map(|_| {
-        let url = site.url.clone();
-        // Each with a pool of its own, as processes that start together.
-        tokio::spawn(async move { db::migrate(&db::connect(&config(&url)).await?).await })
-    });
-    for start in starts.collect::<Vec<_>>() {
-        start.await.unwrap().unwrap();
-    }
-    let (ledger, db) = site.ledger().await;
-    assert_eq!(db::schema_state(&db).await.unwrap(), SchemaState::Current);
-    ledger.insert(Arc::new(job())).await.unwrap();
-}
-
-async fn the_schema_is_compared_with_this_version(site: Site) {
-    let db = site.connect().await;
-    let SchemaState::Behind { pending } = db::schema_state(&db).await.unwrap() else { panic!("the database is empty") };
-    assert!(pending.contains(&"m20261123_000003_runs".to_owned()), "{pending:?}");
-    assert!(pending.is_sorted());
-    db::migrate(&db).await.unwrap();
-    assert_eq!(db::schema_state(&db).await.unwrap(), SchemaState::Current);
-
-    let newer = "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m29991231_000001_newer', 0)";
-    db.execute_unprepared(newer).await.unwrap();
-    let unknown = vec!["m29991231_000001_newer".to_owned()];
-    assert_eq!(db::schema_state(&db).await.unwrap(), SchemaState::Ahead { unknown });
-    let Err(StoreError::Refused(sentence)) = db::migrate(&db).await else { panic!("a newer schema was migrated") };
-    assert!(sentence.contains("m29991231_000001_newer"), "{sentence}");
 }
 
 async fn a_read_only_database_is_told_apart(site: Site) {
@@ -653,6 +634,24 @@ async fn a_writer_that_goes_leaves_nothing_unwritten(site: Site) {
     assert_eq!(Ledger::new(db).unfinished(None, 100).await.unwrap().len(), 50);
 }
 
+/// Everything may be awaited in a task of its own: this compiles or it does not.
+#[tokio::test]
+async fn its_futures_may_move_between_threads() {
+    fn movable<T: Send>(_: &T) {}
+    let (ledger, db) = Site::sqlite().ledger().await;
+    movable(&ledger.insert(Arc::new(job())));
+    movable(&ledger.finish(&[]));
+    movable(&ledger.record_attempts(&[]));
+    movable(&ledger.find(AccountId::new(), RunId::new()));
+    movable(&ledger.unfinished(None, 1));
+    movable(&ledger.endings(&[]));
+    movable(&ledger.ping());
+    movable(&db::migrate(&db));
+    movable(&db::schema_state(&db));
+    movable(&db::begin(&db));
+    movable(&db::connect(&config("")));
+}
+
 #[tokio::test]
 async fn a_full_disk_is_told_apart() {
     let site = Site::sqlite();
@@ -669,86 +668,6 @@ async fn a_full_disk_is_told_apart() {
     assert_eq!(error.to_string(), "the database cannot store more: the disk is full");
     db.execute_unprepared("PRAGMA max_page_count = 100000").await.unwrap();
     ledger.insert(Arc::new(job())).await.unwrap();
-}
-
-#[tokio::test]
-async fn sqlite_is_opened_so_that_a_commit_survives_a_power_cut() {
-    let db = Site::sqlite();
-    let db = db.connect().await;
-    let check = async |pragma: &str, expect: &str| {
-        let statement = Statement::from_string(
-            DbBackend::Sqlite,
-            format!("SELECT CAST({pragma} AS TEXT) AS value FROM pragma_{pragma}"),
-        );
-        let value: String = db.query_one_raw(statement).await.unwrap().unwrap().try_get("", "value").unwrap();
-        assert_eq!(value, expect, "{pragma}");
-    };
-    check("journal_mode", "wal").await;
-    check("synchronous", "2").await;
-    check("foreign_keys", "1").await;
-}
-
-#[tokio::test]
-async fn writers_that_read_first_take_turns_on_sqlite() {
-    let site = Site::sqlite();
-    let db = site.connect().await;
-    db.execute_unprepared("CREATE TABLE counter (n INTEGER NOT NULL)").await.unwrap();
-    db.execute_unprepared("INSERT INTO counter VALUES (0)").await.unwrap();
-    let select = Statement::from_string(DbBackend::Sqlite, "SELECT n FROM counter");
-    let add = async || -> Result<(), sea_orm::DbErr> {
-        let transaction = db::begin(&db).await?;
-        let n: i64 = transaction.query_one_raw(select.clone()).await?.unwrap().try_get("", "n")?;
-        transaction.execute_unprepared(&format!("UPDATE counter SET n = {}", n + 1)).await?;
-        transaction.commit().await
-    };
-    for result in futures::future::join_all((0..20).map(|_| add())).await {
-        result.unwrap();
-    }
-    let n: i64 = db.query_one_raw(select).await.unwrap().unwrap().try_get("", "n").unwrap();
-    assert_eq!(n, 20);
-}
-
-#[tokio::test]
-async fn a_database_that_cannot_be_opened_is_one_sentence_without_the_password() {
-    let check = async |url: &str, expect: &str| {
-        let error = db::connect(&config(url)).await.unwrap_err();
-        assert!(error.to_string().starts_with(expect), "{error}");
-        assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().display();
-    check(
-        &format!("sqlite://{path}/no/folder.db?mode=rwc"),
-        &format!("the folder {path}/no of the database does not exist"),
-    )
-    .await;
-    check(
-        &format!("sqlite://{path}/absent.db"),
-        &format!("the database file {path}/absent.db cannot be opened or created"),
-    )
-    .await;
-    std::fs::write(folder.path().join("text.db"), "not a database, but long enough to be looked at".repeat(100))
-        .unwrap();
-    check(&format!("sqlite://{path}/text.db"), &format!("the database file {path}/text.db cannot be opened as")).await;
-    check("sqlite::memory:", "a SQLite database in memory").await;
-    check("mysql://root:s3cret@localhost/db", "the database URL must start with").await;
-    // Port 1 is nobody's.
-    check("postgres://me:s3cret@127.0.0.1:1/runs", "the PostgreSQL database runs at 127.0.0.1:1 cannot be reached: ")
-        .await;
-    let absent = postgres::database().await.replace("/test_", "/absent_").replace("postgres@", "postgres:s3cret@");
-    check(&absent, "the PostgreSQL database absent_").await;
-}
-
-#[tokio::test]
-async fn is_unique_violation_knows_one() {
-    for site in [Site::sqlite(), Site::postgres().await] {
-        let db = site.connect().await;
-        db.execute_unprepared("CREATE TABLE names (name TEXT NOT NULL UNIQUE)").await.unwrap();
-        let insert = "INSERT INTO names VALUES ('a')";
-        db.execute_unprepared(insert).await.unwrap();
-        assert!(db::is_unique_violation(&db.execute_unprepared(insert).await.unwrap_err()));
-        assert!(!db::is_unique_violation(&db.execute_unprepared("INSERT INTO names VALUES (NULL)").await.unwrap_err()));
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,15 +14,8 @@ use crate::{
 const MAX_IDS: usize = 500;
 
 pub(super) async fn find(store: &Store, account: AccountId, run: RunId) -> Result<Option<RunRecord>, LedgerError> {
-    let row = store
-        .read(|db| async move {
-            runs::Entity::find_by_id(run.0)
-                .filter(runs::Column::Account.eq(account.0))
-                .into_partial_model::<runs::Row>()
-                .one(&db)
-                .await
-        })
-        .await?;
+    let select = runs::Entity::find_by_id(run.0).filter(runs::Column::Account.eq(account.0));
+    let row = store.answered(|| select.clone().into_partial_model::<runs::Row>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
     let attempts = attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default();
     row.into_record(attempts).map(Some)
@@ -61,18 +54,23 @@ struct Unfinished {
 
 pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<Restored>, LedgerError> {
     let select = select_unfinished().filter(runs::Column::Id.eq(run.0));
-    let row = store
-        .read(|db| {
-            let select = select.clone();
-            async move { select.into_model::<Unfinished>().one(&db).await }
-        })
-        .await?;
+    let row = store.answered(|| select.clone().into_model::<Unfinished>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
-    let job = row.job.as_deref().map(|job| Job::decode(job.as_bytes()));
-    match job {
+    match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
         Some(Ok(job)) => Ok(Some(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() })),
         _ => Err(unreadable(row.id, "job")),
     }
+}
+
+async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Result<Vec<Unfinished>, LedgerError> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let mut select = select_unfinished().order_by_asc(runs::Column::Id).limit(limit);
+    if let Some(after) = after {
+        select = select.filter(runs::Column::Id.gt(after.0));
+    }
+    Ok(store.answered(|| select.clone().into_model::<Unfinished>().all(store.db())).await?)
 }
 
 fn select_unfinished() -> Select<runs::Entity> {
@@ -85,34 +83,13 @@ fn select_unfinished() -> Select<runs::Entity> {
         .filter(runs::Column::FinishedAt.is_null())
 }
 
-async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Result<Vec<Unfinished>, LedgerError> {
-    if limit == 0 {
-        return Ok(Vec::new());
-    }
-    let mut select = select_unfinished().order_by_asc(runs::Column::Id).limit(limit);
-    if let Some(after) = after {
-        select = select.filter(runs::Column::Id.gt(after.0));
-    }
-    Ok(store
-        .read(|db| {
-            let select = select.clone();
-            async move { select.into_model::<Unfinished>().all(&db).await }
-        })
-        .await?)
-}
-
 pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
     let mut endings = Vec::with_capacity(runs.len());
     for ids in runs.chunks(MAX_IDS) {
-        let ids: Vec<Uuid> = ids.iter().map(|run| run.0).collect();
-        let rows = store
-            .read(|db| {
-                let ended = runs::Entity::find()
-                    .filter(runs::Column::Id.is_in(ids.iter().copied()))
-                    .filter(runs::Column::FinishedAt.is_not_null());
-                async move { ended.into_partial_model::<runs::Row>().all(&db).await }
-            })
-            .await?;
+        let select = runs::Entity::find()
+            .filter(runs::Column::Id.is_in(ids.iter().map(|run| run.0)))
+            .filter(runs::Column::FinishedAt.is_not_null());
+        let rows = store.answered(|| select.clone().into_partial_model::<runs::Row>().all(store.db())).await?;
         let ended: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
         let mut attempts = attempts_of(store, &ended).await?;
         for row in rows {
@@ -128,15 +105,11 @@ async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<A
     if runs.is_empty() {
         return Ok(HashMap::new());
     }
-    let rows = store
-        .read(|db| {
-            let calls = attempts::Entity::find()
-                .filter(attempts::Column::Run.is_in(runs.iter().copied()))
-                .order_by_asc(attempts::Column::Number)
-                .order_by_asc(attempts::Column::Fence);
-            async move { calls.all(&db).await }
-        })
-        .await?;
+    let select = attempts::Entity::find()
+        .filter(attempts::Column::Run.is_in(runs.iter().copied()))
+        .order_by_asc(attempts::Column::Number)
+        .order_by_asc(attempts::Column::Fence);
+    let rows = store.answered(|| select.clone().all(store.db())).await?;
     let mut attempts: HashMap<Uuid, Vec<Attempt>> = HashMap::new();
     for row in rows {
         attempts.entry(row.run).or_default().push(row.into_attempt()?);

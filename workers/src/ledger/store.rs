@@ -55,12 +55,9 @@ impl Store {
         }
     }
 
-    /// Runs a query against the database.
-    pub async fn read<T, Q>(&self, query: impl Fn(DatabaseConnection) -> Q) -> Result<T, DbErr>
-    where
-        Q: Future<Output = Result<T, DbErr>>,
-    {
-        self.answered(|| query(self.db.clone())).await
+    /// What reads are made on, inside [`answered`](Self::answered).
+    pub fn db(&self) -> &DatabaseConnection {
+        &self.db
     }
 
     pub async fn ping(&self) -> Result<(), DbErr> {
@@ -225,14 +222,28 @@ impl Store {
             .await
     }
 
-    /// Bounds the wait for an answer, and repeats a step once when the connection that it was made on turned out to be broken.
-    async fn answered<T, F>(&self, step: impl Fn() -> F) -> Result<T, DbErr>
+    /// Bounds the wait for an answer, and repeats a step when the connection that it was made on turned out to be broken: after a restart
+    /// of the server each of the pool's is, and every failure weeds one out.
+    pub async fn answered<T, F>(&self, step: impl Fn() -> F) -> Result<T, DbErr>
     where
         F: Future<Output = Result<T, DbErr>>,
     {
-        match self.bounded(step()).await {
-            Err(error) if Fault::of(&error) == (Fault::Unreachable { broken: true }) => self.bounded(step()).await,
-            result => result,
+        let mut broken = 0;
+        loop {
+            match self.bounded(step()).await {
+                Err(error) if Fault::of(&error) == (Fault::Unreachable { broken: true }) && broken < self.pooled() => {
+                    broken += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Connections that the pool may hold open.
+    fn pooled(&self) -> u32 {
+        match self.db.get_database_backend() {
+            DbBackend::Postgres => self.db.get_postgres_connection_pool().options().get_max_connections(),
+            _ => 1,
         }
     }
 
