@@ -22,7 +22,7 @@ use workers::{
 /// A lease that does not run out during a case.
 pub const LONG: Duration = Duration::from_secs(60);
 /// A lease that a case waits out.
-pub const SHORT: Duration = Duration::from_millis(500);
+pub const SHORT: Duration = Duration::from_millis(800);
 /// How long a case waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The scope of runs that name no other; without limits.
