@@ -7,7 +7,7 @@ use std::{
 
 /// Whether a source file holds nothing but tests.
 fn is_test(name: &str) -> bool {
-    name.contains("/tests/") || name.ends_with("/tests.rs") || name.ends_with("/property.rs")
+    name.contains("/tests/") || name.ends_with("/tests.rs") || name.contains("/property")
 }
 
 /// No source file outside `allowed` contains any of `words`.

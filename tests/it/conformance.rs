@@ -14,6 +14,7 @@ mod leases;
 mod limits;
 mod losses;
 mod over_time;
+mod redis;
 mod waking;
 
 macro_rules! suite {
@@ -43,7 +44,7 @@ macro_rules! suite {
                 fences_grow_with_every_claim
                 only_the_named_scopes_are_claimed
                 heartbeats_are_answered_in_order
-                a_heartbeat_keeps_the_lease
+                a_heartbeat_keeps_the_lease_and_the_slot
                 a_retry_waits_and_goes_to_its_target
                 a_retry_at_once_is_ready_at_once
                 a_run_that_is_handed_back_is_uncounted_and_goes_first
@@ -102,12 +103,14 @@ macro_rules! suite {
                 a_lane_alone_gets_every_turn
                 runs_of_an_account_go_in_order
                 a_flood_of_one_account_does_not_delay_another
+                an_account_that_comes_late_has_nothing_to_catch_up_on
                 accounts_share_by_cost
             }
             waking {
                 an_idle_wait_ends_in_time
                 a_submission_wakes
                 a_submission_between_a_claim_and_its_wait_wakes
+                a_worker_that_left_runs_behind_does_not_sleep
                 a_restored_run_wakes
                 a_freed_slot_wakes
                 a_run_that_is_handed_back_wakes
@@ -134,8 +137,4 @@ use {cases, suite};
 
 mod embedded {
     super::suite!(tokio::test(start_paused = true), crate::conformance::bench::Embedded);
-}
-
-mod redis {
-    super::suite!(tokio::test(flavor = "multi_thread"), crate::conformance::bench::Redis);
 }

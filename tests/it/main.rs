@@ -1,5 +1,13 @@
 //! Black-box suites: the real binary, real Redis and PostgreSQL, a scripted provider. One binary, so that it links once.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 mod accounts;
 mod architecture;
 mod cli;

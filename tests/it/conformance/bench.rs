@@ -13,20 +13,16 @@ use workers::{
         AccountId, Attempt, AttemptOutcome, Ending, FrontDoorId, Job, Lane, ModelRequest, Outcome, PromptId, RunId,
         Target, UnixMillis, Usage, WIRE_VERSION, WorkerId,
     },
-    providers::Secret,
     queue::{
         Admitted, Cancelled, Claim, Claimed, Held, Queue, Release, Reply, ScopeLimits, Submission, Work,
         embedded::{EmbeddedQueue, EmbeddedSettings},
-        redis::{RedisQueue, RedisSettings},
     },
 };
-
-use crate::support::redis::RedisServer;
 
 /// A lease that does not run out during a case.
 pub const LONG: Duration = Duration::from_secs(60);
 /// A lease that a case waits out.
-pub const SHORT: Duration = Duration::from_millis(500);
+pub const SHORT: Duration = Duration::from_millis(800);
 /// How long a case waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The scope of runs that name no other; without limits.
@@ -43,17 +39,6 @@ pub struct Embedded;
 impl Store for Embedded {
     async fn open(lease: Duration) -> Bench {
         Bench::new(Arc::new(EmbeddedQueue::new(EmbeddedSettings { lease })), ())
-    }
-}
-
-pub struct Redis;
-
-impl Store for Redis {
-    async fn open(lease: Duration) -> Bench {
-        let server = RedisServer::start().await;
-        let settings = RedisSettings { url: Secret::new(server.url()), pool: "test".into(), max_connections: 8 };
-        let queue = RedisQueue::connect(settings).await.unwrap().with_lease(lease);
-        Bench::new(Arc::new(queue), server)
     }
 }
 

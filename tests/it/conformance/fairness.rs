@@ -58,6 +58,16 @@ pub async fn a_flood_of_one_account_does_not_delay_another<S: Store>() {
     assert!(ids(&bench.claim(2).await).contains(&late[0].id));
 }
 
+pub async fn an_account_that_comes_late_has_nothing_to_catch_up_on<S: Store>() {
+    let bench = S::open(LONG).await;
+    bench.flood(&run(), 60).await;
+    assert_eq!(bench.claim(30).await.len(), 30);
+    let late = run();
+    bench.flood(&late, 30).await;
+    let turns = bench.claim(20).await.iter().filter(|claim| claim.job.account == late.account).count();
+    assert!((9..=11).contains(&turns), "{turns} of 20");
+}
+
 pub async fn accounts_share_by_cost<S: Store>() {
     let bench = S::open(LONG).await;
     let (dear, cheap) = (Spec { tokens: 100, ..run() }, Spec { tokens: 10, ..run() });

@@ -8,7 +8,7 @@ use workers::{
     queue::{Held, Release, Renewal, Work},
 };
 
-use super::bench::{LONG, OPEN, SHORT, Spec, Store, ids, run, unlimited};
+use super::bench::{LONG, OPEN, SHORT, Spec, Store, ids, run, slots, unlimited};
 
 pub async fn a_claim_tells_all_that_a_call_needs<S: Store>() {
     let bench = S::open(LONG).await;
@@ -78,15 +78,17 @@ pub async fn heartbeats_are_answered_in_order<S: Store>() {
     assert_eq!(bench.queue.heartbeat(bench.worker, &held[4..]).await.unwrap(), [Renewal::Lost]);
 }
 
-pub async fn a_heartbeat_keeps_the_lease<S: Store>() {
+pub async fn a_heartbeat_keeps_the_lease_and_the_slot<S: Store>() {
     let bench = S::open(SHORT).await;
-    bench.flood(&run(), 1).await;
-    let claim = bench.take().await;
+    bench.flood(&run(), 2).await;
+    let limits = [slots(OPEN, 1)];
+    let claim = bench.claim_in(10, &limits).await.claims.remove(0);
     let until = Instant::now() + SHORT * 3;
     while Instant::now() < until {
         let renewals = bench.queue.heartbeat(bench.worker, &[(claim.job.id, claim.fence)]).await.unwrap();
         assert_eq!(renewals, [Renewal::Held]);
         bench.reaps_nothing().await;
+        assert!(bench.claim_in(10, &limits).await.claims.is_empty());
         sleep(SHORT / 10).await;
     }
     assert!(matches!(bench.reap().await.work, Work::Lost(_)));

@@ -15,8 +15,7 @@ pub struct Redis;
 impl Store for Redis {
     async fn open(lease: Duration) -> Bench {
         let server = RedisServer::start().await;
-        let settings =
-            RedisSettings { url: Secret::new(server.url()), pool: "conformance".into(), max_connections: 4 };
+        let settings = RedisSettings { url: Secret::new(server.url()), pool: "conformance".into(), max_connections: 4 };
         let queue = RedisQueue::connect(settings).await.expect("the server was started").with_lease(lease);
         Bench::new(Arc::new(queue), server)
     }

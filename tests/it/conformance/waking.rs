@@ -2,13 +2,23 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use workers::queue::Restored;
 
-use super::bench::{LONG, OPEN, Store, run, slots, succeeded, unlimited};
+use super::bench::{Bench, LONG, OPEN, Store, run, slots, succeeded, unlimited};
 
 /// Longer than any case takes: whoever waits so long was not woken.
 const NIGHT: Duration = Duration::from_secs(60);
+
+/// Starts to wait, and goes on when the sleeper sleeps. Were it late, it would still have to be woken.
+async fn asleep(bench: &Bench) -> JoinHandle<Duration> {
+    let sleeper = bench.wait(NIGHT);
+    sleep(Duration::from_millis(50)).await;
+    sleeper
+}
 
 async fn is_woken(sleeper: JoinHandle<Duration>) {
     let slept = sleeper.await.unwrap();
@@ -27,7 +37,7 @@ pub async fn a_submission_wakes<S: Store>() {
     let bench = S::open(LONG).await;
     for _ in 0..5 {
         bench.claims_nothing().await;
-        let sleeper = bench.wait(NIGHT);
+        let sleeper = asleep(&bench).await;
         bench.enqueue(&run().job()).await;
         is_woken(sleeper).await;
         bench.take().await;
@@ -41,10 +51,22 @@ pub async fn a_submission_between_a_claim_and_its_wait_wakes<S: Store>() {
     is_woken(bench.wait(NIGHT)).await;
 }
 
+pub async fn a_worker_that_left_runs_behind_does_not_sleep<S: Store>() {
+    let bench = S::open(LONG).await;
+    bench.flood(&run(), 3).await;
+    for left in [2, 1] {
+        let claimed = bench.claim_in(1, &[unlimited(OPEN)]).await;
+        assert_eq!(claimed.claims.len(), 1);
+        // Either the claim says so, or the wait does.
+        is_woken(bench.wait(claimed.next.unwrap_or(NIGHT))).await;
+        assert_eq!(bench.queue.stats().await.unwrap().lanes[0].ready, left);
+    }
+}
+
 pub async fn a_restored_run_wakes<S: Store>() {
     let bench = S::open(LONG).await;
     bench.claims_nothing().await;
-    let sleeper = bench.wait(NIGHT);
+    let sleeper = asleep(&bench).await;
     let job = run().job();
     bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 0 }]).await.unwrap();
     is_woken(sleeper).await;
@@ -57,7 +79,7 @@ pub async fn a_freed_slot_wakes<S: Store>() {
     let limits = [slots(OPEN, 1)];
     let claim = bench.claim_in(10, &limits).await.claims.remove(0);
     assert!(bench.claim_in(10, &limits).await.claims.is_empty());
-    let sleeper = bench.wait(NIGHT);
+    let sleeper = asleep(&bench).await;
     bench.stash(&succeeded(&claim)).await;
     is_woken(sleeper).await;
     assert_eq!(bench.claim_in(10, &limits).await.claims.len(), 1);
@@ -68,7 +90,7 @@ pub async fn a_run_that_is_handed_back_wakes<S: Store>() {
     bench.flood(&run(), 1).await;
     let claim = bench.queue.claim(bench.other, 1, &[unlimited(OPEN)]).await.unwrap().claims.remove(0);
     bench.claims_nothing().await;
-    let sleeper = bench.wait(NIGHT);
+    let sleeper = asleep(&bench).await;
     bench.hand_back(&claim).await;
     is_woken(sleeper).await;
     bench.take().await;
@@ -110,7 +132,7 @@ pub async fn resuming_wakes<S: Store>() {
     bench.queue.set_paused(true).await.unwrap();
     bench.flood(&run(), 1).await;
     bench.claims_nothing().await;
-    let sleeper = bench.wait(NIGHT);
+    let sleeper = asleep(&bench).await;
     bench.queue.set_paused(false).await.unwrap();
     is_woken(sleeper).await;
     bench.take().await;

@@ -7,9 +7,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::run::{Lease, Now, Place, Run, Task, far};
+use super::run::{Lease, Now, Place, Run, Task, far, millis};
 use crate::{
-    job::{Fence, RunId, WorkerId},
+    job::{Fence, Outcome, RunId, WorkerId},
     queue::LostCall,
 };
 
@@ -62,7 +62,7 @@ impl Leases {
             task,
             taken_at: now.wall(),
             ready_since,
-            queue_ms: super::run::millis(now.at.saturating_duration_since(ready_since)),
+            queue_ms: millis(now.at.saturating_duration_since(ready_since)),
             charge: None,
             first,
             asked: None,
@@ -96,7 +96,7 @@ impl Leases {
         self.renew(id, lease, expires);
         let task = match (&lease.task, &lease.ending, &lease.asked) {
             (_, Some(_), _) => Task::Record,
-            (_, None, Some(crate::job::Outcome::Expired)) => Task::Expire,
+            (_, None, Some(Outcome::Expired)) => Task::Expire,
             (_, None, Some(_)) => Task::Cancel,
             (Task::Call, None, None) => {
                 run.losses = run.losses.saturating_add(1);
