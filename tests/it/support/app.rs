@@ -248,6 +248,12 @@ impl App {
         Answer::of(request.send().await.unwrap()).await
     }
 
+    /// Posts a run to the first front door, with another key.
+    pub async fn post_as(&self, key: &str, body: &Value) -> Answer {
+        let request = client().post(format!("{}/api/v1/run", self.urls[0])).header("x-api-key", key).json(body);
+        Answer::of(request.send().await.unwrap()).await
+    }
+
     /// Posts a greeting to be run in the background; answers with its run id.
     pub async fn post_async(&self, front_door: usize) -> String {
         let body = json!({ "promptName": "Greeting", "variables": { "name": "Ada" } });
