@@ -1,24 +1,39 @@
 //! The command line: which commands there are, and what each of them needs before it starts.
 
+pub mod account;
 mod client;
 pub mod config;
+pub mod demo;
 pub mod error;
 pub mod healthcheck;
+pub mod key;
 mod logging;
 pub mod migrate;
 pub mod output;
+pub mod prompt;
+pub mod queue;
 pub mod run;
+pub mod serve;
+pub mod user;
 
-use std::{collections::HashMap, env, future::Future, path::PathBuf};
+use std::{collections::HashMap, env, future::Future, path::PathBuf, sync::Arc};
 
 use clap::{Args, Parser, Subcommand};
-use tokio::runtime;
+use sea_orm::DatabaseConnection;
+use tokio::runtime::{self, Runtime};
 
-use self::{config::ConfigCommand, error::CliError, migrate::MigrateArgs, output::Output, run::RunArgs};
-use crate::config::{Config, ENV_PREFIX, Flags, Inputs};
+use self::{
+    account::AccountCommand, config::ConfigCommand, error::CliError, key::KeyCommand, migrate::MigrateArgs,
+    output::Output, prompt::PromptCommand, queue::QueueCommand, run::RunArgs, user::UserCommand,
+};
+use crate::{
+    config::{Config, ENV_PREFIX, Flags, Inputs},
+    node::{Roles, open_database},
+};
 
 /// Runs managed prompts as a service.
-#[derive(Debug, Parser)]
+// No `Debug` here and on the flags: a database URL may hold a password.
+#[derive(Parser)]
 #[command(name = "prompt-manager", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 69 a server does not answer, \
                         70 internal error, 78 wrong configuration.")]
@@ -33,8 +48,31 @@ pub struct Cli {
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Command {
+    /// Serve the contract's example from a throw-away database with the offline demo model, and run it once
+    Demo {
+        #[command(flatten)]
+        listen: ListenFlags,
+        /// End after the run
+        #[arg(long)]
+        once: bool,
+    },
+    /// Serve the API, and execute runs
+    Serve {
+        #[command(flatten)]
+        listen: ListenFlags,
+        #[command(flatten)]
+        stores: StoreFlags,
+        /// Only serve: workers execute the runs
+        #[arg(long)]
+        no_workers: bool,
+    },
+    /// Only execute runs
+    Worker {
+        #[command(flatten)]
+        stores: StoreFlags,
+    },
     /// Bring the database's schema up to this version
     Migrate {
         #[command(flatten)]
@@ -56,18 +94,53 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Manage accounts and their plans
+    Account {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: AccountCommand,
+    },
+    /// Manage the people of an account
+    User {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Manage API keys
+    Key {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Manage prompts and which version is PRODUCTION
+    Prompt {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: PromptCommand,
+    },
+    /// Look at the queue of a distributed deployment, pause it and resume it
+    Queue {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: QueueCommand,
+    },
     /// Run a prompt on the server at PROMPT_MANAGER_BASE_URL with the key in PROMPT_MANAGER_API_KEY
     Run(RunArgs),
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 struct ListenFlags {
     /// Where the API is served, as IP:PORT
     #[arg(long, global = true, value_name = "ADDRESS")]
     listen: Option<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Args)]
 struct StoreFlags {
     /// The database: sqlite://… or postgres://…
     #[arg(long, global = true, value_name = "URL")]
@@ -87,6 +160,41 @@ impl Cli {
             directory: PathBuf::new(),
         };
         match self.command {
+            Command::Demo { listen, once } => {
+                inputs.flags.listen = listen.listen;
+                let config = start_command(&inputs)?;
+                many_threads(|runtime| demo::run(config, once, output, runtime))
+            }
+            Command::Serve { listen, stores, no_workers } => {
+                inputs.flags.listen = listen.listen;
+                stores.apply(&mut inputs.flags);
+                let config = start_server(&inputs)?;
+                let roles = Roles { front_door: true, executors: !no_workers };
+                many_threads(|runtime| serve::run(config, roles, runtime))
+            }
+            Command::Worker { stores } => {
+                stores.apply(&mut inputs.flags);
+                let config = start_server(&inputs)?;
+                let roles = Roles { front_door: false, executors: true };
+                many_threads(|runtime| serve::run(config, roles, runtime))
+            }
+            Command::Account { stores, command } => {
+                with_database(inputs, stores, async |db, config| account::run(command, &db, &config, output).await)
+            }
+            Command::User { stores, command } => {
+                with_database(inputs, stores, async |db, config| user::run(command, &db, &config, output).await)
+            }
+            Command::Key { stores, command } => {
+                with_database(inputs, stores, async |db, config| key::run(command, &db, &config, output).await)
+            }
+            Command::Prompt { stores, command } => {
+                with_database(inputs, stores, async |db, config| prompt::run(command, &db, &config, output).await)
+            }
+            Command::Queue { stores, command } => {
+                stores.apply(&mut inputs.flags);
+                let config = start_command(&inputs)?;
+                one_thread(queue::run(command, &config, output))
+            }
             Command::Migrate { stores, args } => {
                 stores.apply(&mut inputs.flags);
                 let config = start_command(&inputs)?;
@@ -141,19 +249,43 @@ fn start_command(inputs: &Inputs) -> Result<Config, CliError> {
     Ok(loaded.config)
 }
 
-fn one_thread(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
-    block_on(runtime::Builder::new_current_thread(), command)
+/// Loads the configuration of a process that serves.
+fn start_server(inputs: &Inputs) -> Result<Config, CliError> {
+    let config = Config::load(inputs)?.config;
+    logging::start(&config.log.level, config.log.json, &inputs.environment)?;
+    Ok(config)
 }
 
-fn block_on(
-    mut builder: runtime::Builder,
-    command: impl Future<Output = Result<(), CliError>>,
+/// Runs a command on the database, which must have the schema of this version (SQLite is migrated on the way).
+fn with_database(
+    mut inputs: Inputs,
+    stores: StoreFlags,
+    command: impl AsyncFnOnce(DatabaseConnection, Config) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    let runtime = builder
-        .enable_all()
-        .build()
-        .map_err(|error| CliError::Software(format!("the threads cannot be started: {error}")))?;
-    runtime.block_on(command)
+    stores.apply(&mut inputs.flags);
+    let config = start_command(&inputs)?;
+    one_thread(async {
+        let db = open_database(&config).await?;
+        let result = command(db.clone(), config).await;
+        migrate::close_database(db).await;
+        result
+    })
+}
+
+fn many_threads<C>(command: impl FnOnce(Arc<Runtime>) -> C) -> Result<(), CliError>
+where
+    C: Future<Output = Result<(), CliError>>,
+{
+    let runtime = Arc::new(build(runtime::Builder::new_multi_thread())?);
+    runtime.block_on(command(runtime.clone()))
+}
+
+fn one_thread(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    build(runtime::Builder::new_current_thread())?.block_on(command)
+}
+
+fn build(mut builder: runtime::Builder) -> Result<Runtime, CliError> {
+    builder.enable_all().build().map_err(|error| CliError::Software(format!("the threads cannot be started: {error}")))
 }
 
 #[cfg(test)]

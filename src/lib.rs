@@ -1,10 +1,13 @@
 //! Prompt Manager: the front door and the command line around the run engine of `workers`.
 
 pub mod accounts;
+pub mod audit;
+pub mod changes;
 pub mod cli;
 pub mod config;
 pub mod db;
 pub mod http;
 pub mod keys;
+pub mod node;
 pub mod prompts;
 pub mod run;

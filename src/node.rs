@@ -11,7 +11,7 @@ use std::{
 };
 
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use workers::{
     Engine,
@@ -19,7 +19,7 @@ use workers::{
     ledger::Ledger,
     queue::{
         Queue,
-        embedded::EmbeddedQueue,
+        embedded::{EmbeddedQueue, EmbeddedSettings},
         redis::{ConnectError, RedisQueue, RedisSettings},
     },
 };
@@ -90,15 +90,17 @@ pub struct Node {
     engine: Engine,
     executors: Option<ExecutorPool>,
     doors: Vec<Door>,
-    keys: Keys,
+    /// Stops the listeners.
     stop: CancellationToken,
-    changes: Changes,
+    /// Stops what requests and runs need until they have ended.
+    last: CancellationToken,
+    tasks: Vec<JoinHandle<()>>,
 }
 
 /// A listener with the task that serves it.
 struct Door {
     address: SocketAddr,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Node {
@@ -114,8 +116,7 @@ impl Node {
         let db = open_database(&config).await?;
         let queue = open_queue(&config, roles).await?;
         let ledger = Ledger::new(db.clone());
-        let engine =
-            Engine::start(ledger.clone(), queue.clone(), config.engine).await.map_err(NodeError::QueueGone)?;
+        let engine = Engine::start(ledger.clone(), queue.clone(), config.engine).await.map_err(NodeError::QueueGone)?;
         let executors = if roles.executors {
             let settings = PoolSettings {
                 slots: config.workers.slots,
@@ -126,15 +127,16 @@ impl Node {
         } else {
             None
         };
-        let changes = Changes::start(db.clone());
-        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.watch());
-        let prompts = Prompts::new(db.clone(), changes.watch());
-        let stop = CancellationToken::new();
+        let (stop, last) = (CancellationToken::new(), CancellationToken::new());
+        let (changes, watching) = Changes::watch(db.clone(), last.clone());
+        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone());
+        let tasks = vec![watching, keys.record_uses(last.clone())];
+        let prompts = Prompts::new(db.clone(), changes);
         let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
         let mut doors = Vec::new();
         if let Some(listener) = api {
             let front_door = FrontDoor {
-                keys: keys.clone(),
+                keys,
                 prompts,
                 engine: engine.clone(),
                 config: config.clone(),
@@ -145,7 +147,7 @@ impl Node {
         if let Some(listener) = operations {
             doors.push(open_door(listener, http::operations_router(readiness), &config, &stop)?);
         }
-        Ok(Self { config, db, engine, executors, doors, keys, stop, changes })
+        Ok(Self { config, db, engine, executors, doors, stop, last, tasks })
     }
 
     /// Where the API listens (the port that the system chose, when the configuration asked for port 0).
@@ -173,22 +175,30 @@ impl Node {
             tracing::info!(handed_back, "the executors have stopped");
         }
         self.engine.settle(LAST_WRITES).await;
-        self.keys.flush().await;
-        self.changes.stop().await;
+        self.last.cancel();
+        for task in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a background task failed");
+            }
+        }
         if let Err(error) = self.db.close().await {
             tracing::warn!(%error, "the database did not close cleanly");
         }
     }
 }
 
-/// Opens the database and makes sure of its schema. SQLite is migrated on the way: nobody else has it.
+/// Opens the database and makes sure of its schema.
+///
+/// A SQLite file belongs to this program alone and is migrated on the way; a PostgreSQL server may have older processes at
+/// work, so that somebody decides about it with `prompt-manager migrate`.
 pub async fn open_database(config: &Config) -> Result<DatabaseConnection, NodeError> {
     let db = db::connect(&config.database).await?;
-    if db.get_database_backend() == DbBackend::Sqlite {
-        db::migrate(&db).await?;
-    }
     match db::schema_state(&db).await? {
         SchemaState::Current => Ok(db),
+        SchemaState::Behind { .. } if db.get_database_backend() == DbBackend::Sqlite => {
+            db::migrate(&db).await?;
+            Ok(db)
+        }
         SchemaState::Behind { pending } => Err(NodeError::Behind { pending: pending.len() }),
         SchemaState::Ahead { .. } => Err(NodeError::Ahead),
     }
@@ -201,7 +211,6 @@ pub async fn open_redis(config: &Config, verb: &'static str) -> Result<RedisQueu
         url: redis.url.clone(),
         pool: redis.pool.clone(),
         max_connections: redis.max_connections,
-        ..RedisSettings::default()
     })
     .await?;
     for warning in queue.warnings() {
@@ -213,7 +222,9 @@ pub async fn open_redis(config: &Config, verb: &'static str) -> Result<RedisQueu
 async fn open_queue(config: &Config, roles: Roles) -> Result<Arc<dyn Queue>, NodeError> {
     match (&config.redis, roles) {
         (Some(_), _) => Ok(Arc::new(open_redis(config, "this command").await?)),
-        (None, Roles { front_door: true, executors: true }) => Ok(Arc::new(EmbeddedQueue::default())),
+        (None, Roles { front_door: true, executors: true }) => {
+            Ok(Arc::new(EmbeddedQueue::new(EmbeddedSettings::default())))
+        }
         (None, Roles { front_door: false, .. }) => Err(NodeError::NeedsRedis("`prompt-manager worker`")),
         (None, _) => Err(NodeError::NeedsRedis("`prompt-manager serve --no-workers`")),
     }
@@ -229,9 +240,8 @@ fn open_door(
     config: &Config,
     stop: &CancellationToken,
 ) -> Result<Door, NodeError> {
-    let address = listener
-        .local_addr()
-        .map_err(|source| NodeError::Listen { address: config.server.listen, source })?;
+    let address =
+        listener.local_addr().map_err(|source| NodeError::Listen { address: config.server.listen, source })?;
     let task = tokio::spawn(http::serve(listener, router, config.server.clone(), stop.clone()));
     Ok(Door { address, task })
 }

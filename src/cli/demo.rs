@@ -12,17 +12,26 @@ use super::{
     serve::{self, Signals},
 };
 use crate::{
-    accounts::{self, NewAccount, Plan},
+    accounts::{Accounts, NewAccount, Plan},
+    audit::Actor,
+    changes::Changes,
     config::Config,
-    keys::{self, NewKey},
+    db::StoreError,
+    keys::{Keys, NewKey},
     node::{Node, Roles, open_database},
-    prompts::{self, PromptFile},
+    prompts::{Prompts, file},
 };
 
 /// The example of the published contract, for the offline model.
 const PROMPT: &str = include_str!("demo/email-de-bienvenue.toml");
+const EXAMPLE: &str = r#"{
+    "promptName": "Email de Bienvenue",
+    "variables": {
+      "nom_utilisateur": "Steph",
+      "nom_service": "Prompt Manager"
+    }
+  }"#;
 const ACCOUNT: &str = "demo";
-const ACTOR: &str = "demo";
 
 /// Seeds a throw-away database, serves, runs the example over HTTP and shows what came back; then serves on, or ends with `once`.
 pub async fn run(mut config: Config, once: bool, output: Output, runtime: Arc<Runtime>) -> Result<(), CliError> {
@@ -39,11 +48,10 @@ pub async fn run(mut config: Config, once: bool, output: Output, runtime: Arc<Ru
     let key = seed(&config).await?;
     let mut signals = Signals::install()?;
     let node = Node::start(config, Roles { front_door: true, executors: true }, runtime).await?;
-    let address = node
-        .address()
-        .ok_or_else(|| CliError::Software("the demo's server has no address".into()))?;
+    let address = node.address().ok_or_else(|| CliError::Software("the demo's server has no address".into()))?;
     let answer = call(address, &key).await?;
-    output.emit(&json!({ "url": url(address), "key": key, "answer": answer }), || story(address, &key, &answer))?;
+    let data = json!({ "url": url(address), "key": key, "answer": serde_json::from_str::<Value>(&answer).ok() });
+    output.emit(&data, || story(address, &key, &answer))?;
     if !once {
         eprintln!("Serving until Ctrl-C. The database is a throw-away one: {}", file.display());
         signals.next().await;
@@ -61,22 +69,20 @@ async fn free_address(wanted: SocketAddr) -> SocketAddr {
 
 async fn seed(config: &Config) -> Result<String, CliError> {
     let db = open_database(config).await?;
-    let account = accounts::create(&db, NewAccount { name: ACCOUNT.into(), plan: Plan::Pro, ..NewAccount::default() }, ACTOR).await?;
-    let file = PromptFile::parse("email-de-bienvenue.toml", PROMPT)?;
-    prompts::import(&db, account.id, &[file], true, ACTOR).await?;
-    let key = keys::create(&db, config.secret_key.as_ref(), NewKey { account: account.id, name: "demo".into(), ..NewKey::default() }, ACTOR).await?;
-    db.close().await.map_err(crate::db::StoreError::from)?;
+    let (changes, actor) = (Changes::unwatched(), Actor::cli());
+    let new = NewAccount { name: ACCOUNT.into(), plan: Plan::Pro, plan_ends: None, allowed_models: Vec::new() };
+    let account = Accounts::new(db.clone(), changes.clone()).create(&actor, new).await?;
+    let prompt =
+        file::parse("email-de-bienvenue.toml", PROMPT).map_err(|error| CliError::Software(error.to_string()))?;
+    Prompts::new(db.clone(), changes.clone()).import(&actor, account.id, vec![prompt], true).await?;
+    let new = NewKey { account: account.id, name: ACCOUNT.into(), environment: String::new(), expires_at: None };
+    let key = Keys::new(db.clone(), config.secret_key.clone(), changes).create(&actor, new).await?;
+    db.close().await.map_err(StoreError::from)?;
     Ok(key.text.expose().to_owned())
 }
 
-fn example() -> Value {
-    json!({
-        "promptName": "Email de Bienvenue",
-        "variables": { "nom_utilisateur": "Steph", "nom_service": "Prompt Manager" }
-    })
-}
-
-async fn call(address: SocketAddr, key: &str) -> Result<Value, CliError> {
+/// Answers with the body as it came.
+async fn call(address: SocketAddr, key: &str) -> Result<String, CliError> {
     let failed = |error: reqwest::Error| CliError::Software(format!("the demo's own call failed: {error}"));
     let answer = reqwest::Client::builder()
         .no_proxy()
@@ -84,12 +90,13 @@ async fn call(address: SocketAddr, key: &str) -> Result<Value, CliError> {
         .map_err(failed)?
         .post(format!("{}/api/v1/run", url(address)))
         .header("x-api-key", key)
-        .json(&example())
+        .header("content-type", "application/json")
+        .body(EXAMPLE)
         .send()
         .await
         .map_err(failed)?;
     let status = answer.status();
-    let body: Value = answer.json().await.map_err(failed)?;
+    let body = answer.text().await.map_err(failed)?;
     if status.is_success() { Ok(body) } else { Err(CliError::Refused(format!("the demo's run failed: {body}"))) }
 }
 
@@ -97,14 +104,11 @@ fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-fn story(address: SocketAddr, key: &str, answer: &Value) -> String {
-    let pretty = |value: &Value| serde_json::to_string_pretty(value).unwrap_or_default();
+fn story(address: SocketAddr, key: &str, answer: &str) -> String {
     format!(
-        "A run of the prompt \"Email de Bienvenue\", through the queue and the offline demo model:\n\n{}\n\n\
+        "A run of the prompt \"Email de Bienvenue\", through the queue and the offline demo model:\n\n{answer}\n\n\
          API key: {key}\n\nTry it yourself:\n\ncurl -X POST {}/api/v1/run \\\n  -H \"Content-Type: application/json\" \\\n  \
-         -H \"x-api-key: {key}\" \\\n  -d '{}'\n",
-        pretty(answer),
+         -H \"x-api-key: {key}\" \\\n  -d '{EXAMPLE}'\n",
         url(address),
-        pretty(&example()),
     )
 }

@@ -1,12 +1,13 @@
-//! `prompt-manager migrate`, and opening a database whose schema fits.
+//! `prompt-manager migrate`: brings the schema of the database up to this version, or says whether it is.
 
 use sea_orm::DatabaseConnection;
 use serde::Serialize;
 
 use super::{error::CliError, output::Output};
 use crate::{
-    config::{Config, DatabaseConfig},
+    config::Config,
     db::{self, SchemaState},
+    node::NodeError,
 };
 
 #[derive(Debug, clap::Args)]
@@ -34,12 +35,18 @@ enum Report {
 
 pub async fn run(config: &Config, args: MigrateArgs, output: Output) -> Result<(), CliError> {
     let database = db::connect(&config.database).await?;
-    let state = db::schema_state(&database).await?;
+    let result = check_or_migrate(&database, args, output).await;
+    close_database(database).await;
+    result
+}
+
+async fn check_or_migrate(database: &DatabaseConnection, args: MigrateArgs, output: Output) -> Result<(), CliError> {
+    let state = db::schema_state(database).await?;
     if args.status {
         return status(state, output);
     }
     // `migrate` itself refuses a schema that is ahead.
-    db::migrate(&database).await?;
+    db::migrate(database).await?;
     let applied = match state {
         SchemaState::Behind { pending } => pending,
         SchemaState::Current | SchemaState::Ahead { .. } => Vec::new(),
@@ -57,39 +64,18 @@ fn status(state: SchemaState, output: Output) -> Result<(), CliError> {
         }
         SchemaState::Behind { pending } => {
             output.emit(&Report::Behind { pending: pending.clone() }, || pending.join("\n"))?;
-            Err(behind(&pending))
+            Err(NodeError::Behind { pending: pending.len() }.into())
         }
         SchemaState::Ahead { unknown } => {
             output.emit(&Report::Ahead { unknown: unknown.clone() }, || unknown.join("\n"))?;
-            Err(ahead(&unknown))
+            Err(NodeError::Ahead.into())
         }
     }
 }
 
-/// Connects to a database whose schema is the one that this version needs.
-///
-/// A SQLite file belongs to this program alone and is migrated on the way; a PostgreSQL server may have other, older processes at work, so
-/// that somebody decides about it with `prompt-manager migrate`.
-pub async fn open_database(config: &DatabaseConfig) -> Result<DatabaseConnection, CliError> {
-    let database = db::connect(config).await?;
-    match db::schema_state(&database).await? {
-        SchemaState::Current => Ok(database),
-        SchemaState::Behind { .. } if config.url.expose().starts_with("sqlite:") => {
-            db::migrate(&database).await?;
-            Ok(database)
-        }
-        SchemaState::Behind { pending } => Err(behind(&pending)),
-        SchemaState::Ahead { unknown } => Err(ahead(&unknown)),
+/// Closes the database, so that SQLite folds its log back into the one file that people copy.
+pub async fn close_database(database: DatabaseConnection) {
+    if let Err(error) = database.close().await {
+        tracing::debug!(%error, "the database was not closed");
     }
-}
-
-fn behind(pending: &[String]) -> CliError {
-    CliError::Refused(format!("the database is behind by {} steps: run `prompt-manager migrate` first", pending.len()))
-}
-
-fn ahead(unknown: &[String]) -> CliError {
-    CliError::Refused(format!(
-        "the database was migrated by a newer version of this program: it has {}",
-        unknown.join(", ")
-    ))
 }

@@ -65,7 +65,7 @@ pub async fn run(args: RunArgs, environment: &HashMap<String, String>, output: O
     let member = if args.respond_async || status == StatusCode::ACCEPTED { "runId" } else { "output" };
     let Some(text) = body.as_ref().and_then(|body| body.get(member)).and_then(Value::as_str) else {
         return Err(CliError::Unavailable(format!(
-            "the server answered {status} without a {member}: is it Prompt Manager?"
+            "the server answered {status} without `{member}`: is it Prompt Manager?"
         )));
     };
     if output.json {

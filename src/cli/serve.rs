@@ -7,6 +7,8 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
+use workers::queue::redis::ConnectError;
+
 use super::error::CliError;
 use crate::{
     config::Config,
@@ -46,9 +48,8 @@ pub struct Signals {
 
 impl Signals {
     pub fn install() -> Result<Self, CliError> {
-        let install = |kind| {
-            signal(kind).map_err(|error| CliError::Software(format!("cannot listen for signals: {error}")))
-        };
+        let install =
+            |kind| signal(kind).map_err(|error| CliError::Software(format!("cannot listen for signals: {error}")));
         Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
     }
 
@@ -66,7 +67,12 @@ impl From<NodeError> for CliError {
         match error {
             NodeError::Store(error) => error.into(),
             NodeError::Behind { .. } | NodeError::Ahead | NodeError::Listen { .. } => CliError::Refused(sentence),
-            NodeError::Queue(error) => error.into(),
+            NodeError::Queue(ConnectError::Malformed) => CliError::Config(sentence),
+            NodeError::Queue(ConnectError::TooOld { .. }) => CliError::Refused(sentence),
+            NodeError::Queue(ConnectError::Unreachable { source, .. } | ConnectError::Refused { source, .. }) => {
+                tracing::debug!(error = %source, "Redis failed");
+                CliError::Unavailable(sentence)
+            }
             NodeError::QueueGone(_) => CliError::Unavailable(sentence),
             NodeError::NeedsRedis(_) => CliError::Config(sentence),
             NodeError::Executors(_) => CliError::Software(sentence),

@@ -10,14 +10,21 @@ use super::{
 };
 
 /// Reads every variable whose name begins with [`ENV_PREFIX`]; one that means nothing is a problem, for it was meant to mean something.
-pub(super) fn parse(environment: &HashMap<String, String>, problems: &mut Vec<String>) -> BTreeMap<String, Given> {
+///
+/// `key_variables` are those that providers read their keys from.
+pub(super) fn parse(
+    environment: &HashMap<String, String>,
+    key_variables: &[&str],
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, Given> {
     let mut variables: Vec<(&String, &String)> =
         environment.iter().filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
     variables.sort();
 
     let mut values: BTreeMap<String, Given> = BTreeMap::new();
     for (name, value) in variables {
-        if name == ENV_CONFIG || ENV_CLIENT.contains(&name.as_str()) {
+        let others = ENV_CLIENT.iter().chain(key_variables).chain([&ENV_CONFIG]);
+        if others.into_iter().any(|other| other == name) {
             continue;
         }
         let Some(key) = KEYS.iter().find(|key| key.short_env == Some(name.as_str()) || key.env() == *name) else {

@@ -33,6 +33,16 @@ pub(super) struct TableEntry {
     pub values: BTreeMap<String, Given>,
 }
 
+impl TableEntry {
+    /// The variable that this provider reads its key from, if it names one.
+    pub(super) fn key_variable(&self) -> Option<&str> {
+        match &self.values.get("api_key_env")?.value {
+            Value::Text(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 /// Reads `text`, the content of the file at `path`, and adds what is wrong with it to `problems`.
 pub(super) fn parse(path: &Path, text: &str, problems: &mut Vec<String>) -> FileContent {
     let document = match DeTable::parse(text) {

@@ -12,7 +12,7 @@ use workers::{EngineSettings, retry::RetryPolicy};
 
 use super::{
     Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WorkerConfig, environment,
-    file::{self, FileContent},
+    file::{self, FileContent, TableEntry},
     keys::ENV_CONFIG,
     reader::{Given, Reader, Reported, Setting},
     source::{ConfigError, Source},
@@ -60,8 +60,10 @@ impl Config {
     pub fn load(inputs: &Inputs) -> Result<Loaded, ConfigError> {
         let mut problems = Vec::new();
         let (path, content) = read_file(inputs, &mut problems);
+        let key_variables: Vec<&str> = content.providers.iter().filter_map(TableEntry::key_variable).collect();
+        let environment = environment::parse(&inputs.environment, &key_variables, &mut problems);
         let mut values = content.values;
-        values.extend(environment::parse(&inputs.environment, &mut problems));
+        values.extend(environment);
         values.extend(flags(&inputs.flags));
 
         let mut reader = Reader::new(values, problems);

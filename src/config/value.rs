@@ -176,15 +176,20 @@ pub(super) fn url(value: &Value, schemes: &[&'static str]) -> Result<Secret, Wro
     }
 }
 
-/// An `http` or `https` URL of a provider or server, without its last slash. Credentials have their own keys.
+/// An `http` or `https` URL of a provider, without its last slash. A query is kept: Azure puts its version there.
+/// Credentials have keys of their own, so that this URL may be shown.
 pub(super) fn base_url(value: &Value) -> Result<String, Wrong> {
     let text = url(value, &["https", "http"])?.expose().to_owned();
     let plain = Url::parse(&text).is_ok_and(|url| {
-        url.has_host() && url.username().is_empty() && url.password().is_none() && url.fragment().is_none()
+        url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.fragment().is_none()
+            && !url.query_pairs().any(|(name, _)| is_secret_name(&name))
     });
     if !plain {
         return Err(Wrong {
-            expected: "an http: or https: URL without user name, password or fragment".to_owned(),
+            expected: "an http: or https: URL without user name, password, key or fragment".to_owned(),
             found: Some("one with them".to_owned()),
         });
     }

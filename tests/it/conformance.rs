@@ -1,1 +1,141 @@
+//! What every queue promises, held against both: each case runs over the embedded queue and over Redis.
 //!
+//! A case is a function over a [`bench::Store`]. It is listed once, in `suite!`, and one that is not listed is an unused function.
+//! On the embedded queue time is tokio's paused clock; on Redis it is real, so the cases use short leases and delays there is no
+//! harm in waiting for, and wait for conditions with a deadline. What takes minutes is in `over_time`, for the paused clock alone.
+
+mod admission;
+mod bench;
+mod cancelling;
+mod endings;
+mod entering;
+mod fairness;
+mod leases;
+mod limits;
+mod losses;
+mod over_time;
+mod waking;
+
+macro_rules! suite {
+    ($test:meta, $store:ty) => {
+        $crate::conformance::cases! { $test, $store;
+            entering {
+                enqueueing_a_known_run_changes_nothing
+                a_restored_run_keeps_its_attempts_and_others_are_left_as_they_are
+                a_submission_that_comes_after_its_restoration_is_still_answered
+                missing_are_the_runs_that_the_queue_never_heard_of
+                the_loss_of_memory_is_told_once
+                a_run_is_located_until_it_has_ended
+                stats_count_every_run_where_it_is
+                the_store_answers
+            }
+            admission {
+                every_rule_is_charged_or_none
+                subjects_do_not_share_their_minute
+                admitting_charges_without_enqueueing
+                a_known_run_is_not_charged_again
+                a_full_queue_refuses_and_charges_nothing
+                bytes_of_waiting_runs_are_bounded
+            }
+            leases {
+                a_claim_tells_all_that_a_call_needs
+                two_workers_never_get_the_same_run
+                fences_grow_with_every_claim
+                only_the_named_scopes_are_claimed
+                heartbeats_are_answered_in_order
+                a_heartbeat_keeps_the_lease
+                a_retry_waits_and_goes_to_its_target
+                a_retry_at_once_is_ready_at_once
+                a_run_that_is_handed_back_is_uncounted_and_goes_first
+                an_old_fence_releases_nothing
+            }
+            losses {
+                a_lost_call_is_told_and_then_made_again
+                what_a_lost_reaper_had_is_told_again
+                a_lost_call_that_is_handed_back_is_told_again
+                two_reapers_never_get_the_same_run
+                a_run_that_is_lost_too_often_is_poison
+                a_lost_run_that_was_cancelled_is_to_be_cancelled
+                a_deadline_that_passed_is_found_by_a_claim
+                a_deadline_that_passed_is_found_by_a_reaper
+                a_delayed_run_can_expire
+                slots_of_a_lost_worker_heal
+            }
+            endings {
+                a_stash_reaches_the_front_door_that_waits
+                a_repeated_stash_changes_nothing
+                a_stash_under_an_old_fence_changes_nothing
+                a_stash_of_an_unknown_run_says_so
+                a_stashed_ending_outlives_its_worker
+                a_stashed_run_is_held_until_it_is_finished
+                a_finished_run_does_not_come_back
+                finishing_under_an_old_fence_changes_nothing
+                a_finished_run_that_was_unknown_does_not_come_back
+            }
+            cancelling {
+                a_waiting_run_ends_at_once
+                a_delayed_run_ends_at_once
+                a_leased_run_is_signalled
+                a_signalled_run_is_not_called_again
+                a_run_that_has_ended_is_finished
+                an_unknown_run_is_unknown
+                a_run_can_be_expired_from_outside
+                an_ending_that_its_canceller_did_not_record_is_found
+                of_a_cancellation_and_a_stash_one_wins
+                of_a_cancellation_and_a_claim_one_wins
+                of_two_cancellations_one_wins
+            }
+            limits {
+                workers_share_concurrency_slots
+                workers_share_requests_a_minute
+                workers_share_tokens_a_minute
+                a_stash_frees_its_slot
+                a_release_frees_its_slot
+                tokens_are_settled_to_what_was_used
+                more_tokens_than_a_minute_allows_go_alone
+                a_throttled_scope_holds_nobody_else_back
+                a_paused_scope_waits_and_goes_on
+                a_shorter_pause_does_not_end_a_longer_one
+            }
+            fairness {
+                lanes_share_by_weight
+                a_lane_alone_gets_every_turn
+                runs_of_an_account_go_in_order
+                a_flood_of_one_account_does_not_delay_another
+                accounts_share_by_cost
+            }
+            waking {
+                an_idle_wait_ends_in_time
+                a_submission_wakes
+                a_submission_between_a_claim_and_its_wait_wakes
+                a_restored_run_wakes
+                a_freed_slot_wakes
+                a_run_that_is_handed_back_wakes
+                the_claim_says_when_a_delayed_run_is_due
+                a_paused_queue_hands_out_nothing
+                resuming_wakes
+            }
+        }
+    };
+}
+
+macro_rules! cases {
+    ($test:meta, $store:ty; $($topic:ident { $($case:ident)* })*) => {
+        $(mod $topic {
+            $(#[$test]
+            async fn $case() {
+                $crate::conformance::$topic::$case::<$store>().await;
+            })*
+        })*
+    };
+}
+
+use {cases, suite};
+
+mod embedded {
+    super::suite!(tokio::test(start_paused = true), crate::conformance::bench::Embedded);
+}
+
+mod redis {
+    super::suite!(tokio::test(flavor = "multi_thread"), crate::conformance::bench::Redis);
+}

@@ -1,12 +1,24 @@
 //! The ledger: the `runs` and `attempts` tables, the truth about every run. The only place that changes a state.
+//!
+//! Every write may be repeated: a row that is there is left as it is, a terminal row never changes, and an attempt is known by its run and
+//! fence. So a write whose answer was lost is simply made again.
+//!
+//! Texts are stored with the NUL character replaced by U+FFFD, because PostgreSQL has no text with a NUL.
 
+mod attempts;
 mod fault;
+mod group;
+mod read;
+mod runs;
+mod store;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sea_orm::DatabaseConnection;
+use sea_orm::{DatabaseConnection, DbErr};
+use tokio::sync::{mpsc, oneshot};
 
 pub use self::fault::Fault;
+use self::{group::Insert, runs::Texts, store::Store};
 use crate::{
     job::{AccountId, Attempt, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
     queue::Restored,
@@ -21,7 +33,7 @@ pub enum LedgerError {
     /// The disk is full, or the database is read-only.
     #[error("the database cannot store more: {0}")]
     Full(String),
-    /// The database refused the write for what the row holds, or for a fault of its own set-up: repeating it is useless.
+    /// The database refused the write for what the row holds: repeating it is useless.
     #[error("the database refused the write")]
     Refused(#[source] Arc<sea_orm::DbErr>),
     /// A row that this version cannot read.
@@ -34,7 +46,7 @@ pub enum LedgerError {
 pub enum Settled {
     /// This ending is now the run's only one.
     Won,
-    /// The run had ended already; the attempt was recorded all the same.
+    /// The run had ended already, or a newer claim of it is known; the attempt was recorded all the same.
     AlreadyEnded,
 }
 
@@ -64,56 +76,140 @@ pub struct RunRecord {
     pub cost_nano_usd: Option<i64>,
 }
 
-/// The tables, with their writers. Cheap to clone.
+/// What the ledger has written since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LedgerStats {
+    /// Runs that were committed by [`Ledger::insert`].
+    pub inserts: u64,
+    /// Transactions that it took: fewer than `inserts` under load.
+    pub insert_commits: u64,
+}
+
+/// The tables, with their writers. Cheap to clone. The writers stop when the last clone is dropped.
 #[derive(Clone)]
 pub struct Ledger {
-    _db: DatabaseConnection,
+    store: Store,
+    inserts: mpsc::Sender<Insert>,
 }
 
 impl Ledger {
     /// Starts the writers on the current tokio runtime.
-    pub fn new(_db: DatabaseConnection) -> Self {
-        todo!()
+    pub fn new(db: DatabaseConnection) -> Self {
+        let store = Store::new(db);
+        let inserts = group::start(store.clone());
+        Self { store, inserts }
     }
 
     /// Commits the row of a queued run; concurrent inserts share a transaction. A row that is there already is left as it is.
-    pub async fn insert(&self, _job: Arc<Job>) -> Result<(), LedgerError> {
-        todo!()
+    /// When the returned future is dropped, the row may be written all the same.
+    pub async fn insert(&self, job: Arc<Job>) -> Result<(), LedgerError> {
+        let stopped = || LedgerError::from(DbErr::Custom("the writer of the ledger has stopped".to_owned()));
+        let (done, result) = oneshot::channel();
+        self.inserts.send(Insert { job, done }).await.map_err(|_| stopped())?;
+        result.await.map_err(|_| stopped())?
     }
 
     /// Writes endings, each with its job, in one transaction: the row is completed (or written, if it was never inserted) unless it is
-    /// terminal already, and the attempt is recorded in any case. Answers in the order of `batch`. One bad ending does not fail the others.
-    pub async fn finish(&self, _batch: &[(Arc<Job>, Arc<Ending>)]) -> Result<Vec<Settled>, LedgerError> {
-        todo!()
+    /// terminal already, and the attempt is recorded in any case. Answers in the order of `batch`. One bad ending does not fail the others:
+    /// what the database refuses for its texts is written without them.
+    pub async fn finish(&self, batch: &[(Arc<Job>, Arc<Ending>)]) -> Result<Vec<Settled>, LedgerError> {
+        match self.store.settle(batch, Texts::Kept).await {
+            Err(error) if Fault::of(&error) == Fault::Data => self.finish_apart(batch).await,
+            result => Ok(result?),
+        }
     }
 
-    /// Records calls of runs that go on. Repeating one changes nothing.
-    pub async fn record_attempts(&self, _batch: &[(RunId, Attempt)]) -> Result<(), LedgerError> {
-        todo!()
+    async fn finish_apart(&self, batch: &[(Arc<Job>, Arc<Ending>)]) -> Result<Vec<Settled>, LedgerError> {
+        let mut settled = Vec::with_capacity(batch.len());
+        let mut refused = None;
+        for entry in batch {
+            let alone = std::slice::from_ref(entry);
+            let result = match self.store.settle(alone, Texts::Kept).await {
+                Err(error) if Fault::of(&error) == Fault::Data => {
+                    tracing::error!(run = %entry.0.id, %error, "the database refused an ending; it is written without its texts");
+                    self.store.settle(alone, Texts::Dropped).await
+                }
+                result => result,
+            };
+            match result {
+                Ok(answers) => settled.extend(answers),
+                Err(error) if Fault::of(&error) == Fault::Data => refused = Some(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        refused.map_or(Ok(settled), |error| Err(error.into()))
+    }
+
+    /// Records calls of runs that go on. Repeating one changes nothing. From then on an ending with an older fence than the call's changes
+    /// nothing either. What the worker that made a call says replaces an earlier [`AttemptOutcome::WorkerLost`](crate::job::AttemptOutcome).
+    pub async fn record_attempts(&self, batch: &[(RunId, Attempt)]) -> Result<(), LedgerError> {
+        match self.store.record(batch, Texts::Kept).await {
+            Err(error) if Fault::of(&error) == Fault::Data => {
+                tracing::error!(%error, "the database refused an attempt; attempts are written without their details");
+                Ok(self.store.record(batch, Texts::Dropped).await?)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// One run of an account with its attempts. A terminal one never changes again.
-    pub async fn find(&self, _account: AccountId, _run: RunId) -> Result<Option<RunRecord>, LedgerError> {
-        todo!()
+    pub async fn find(&self, account: AccountId, run: RunId) -> Result<Option<RunRecord>, LedgerError> {
+        read::find(&self.store, account, run).await
     }
 
     /// Runs that have not ended, in the order of their ids, after `after`; with what the queue needs to know of them.
-    pub async fn unfinished(&self, _after: Option<RunId>, _limit: u64) -> Result<Vec<Restored>, LedgerError> {
-        todo!()
+    /// Fewer than `limit` are the last ones. A row whose job this version cannot read is left out, and logged.
+    pub async fn unfinished(&self, after: Option<RunId>, limit: u64) -> Result<Vec<Restored>, LedgerError> {
+        read::unfinished(&self.store, after, limit).await
     }
 
-    /// One run that has not ended, as [`Ledger::unfinished`] gives it.
-    pub async fn unfinished_one(&self, _run: RunId) -> Result<Option<Restored>, LedgerError> {
-        todo!()
+    /// One run that has not ended, as [`Ledger::unfinished`] gives it; `None` when it has ended, or is not there.
+    pub async fn unfinished_one(&self, run: RunId) -> Result<Option<Restored>, LedgerError> {
+        read::unfinished_one(&self.store, run).await
     }
 
-    /// The endings of those of these runs that have ended.
-    pub async fn endings(&self, _runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
-        todo!()
+    /// The endings of those of these runs that have ended, in no order, each with its last attempt. A run that succeeded and
+    /// whose output was not kept is given as failed with `output_not_kept`: its ending is for somebody who waits for that output.
+    pub async fn endings(&self, runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
+        read::endings(&self.store, runs).await
     }
 
     /// Answers when the database does.
     pub async fn ping(&self) -> Result<(), LedgerError> {
-        todo!()
+        Ok(self.store.ping().await?)
     }
+
+    pub fn stats(&self) -> LedgerStats {
+        self.store.stats()
+    }
+}
+
+impl From<DbErr> for LedgerError {
+    fn from(error: DbErr) -> Self {
+        match Fault::of(&error) {
+            Fault::Full(reason) => LedgerError::Full(reason.to_owned()),
+            Fault::Data => LedgerError::Refused(Arc::new(error)),
+            // A fault of the set-up (a missing table) is nothing that the run's row could help: the same as no database.
+            Fault::Unreachable { .. } | Fault::Other => LedgerError::Unreachable(Arc::new(error)),
+        }
+    }
+}
+
+/// A text that both databases can store.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// A count as a column holds it.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A column as the count that it holds.
+fn unsigned(column: i64) -> u64 {
+    u64::try_from(column).unwrap_or(0)
+}
+
+fn unreadable(run: uuid::Uuid, what: &str) -> LedgerError {
+    LedgerError::Unreadable(format!("run {run}: its {what}"))
 }

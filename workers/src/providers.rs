@@ -1,9 +1,12 @@
 //! Models over HTTP: one adapter a wire protocol. An adapter makes one call and says how it ended; it never retries.
 
+mod complaint;
 pub mod demo;
 pub mod openai;
+mod retry_after;
+mod transport;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -63,14 +66,30 @@ pub enum ProviderKind {
     Demo,
 }
 
-/// A provider that cannot be called as it is configured.
+/// A provider whose configuration cannot work.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BuildError(pub String);
+pub enum BuildError {
+    #[error("provider {provider}: base_url is not an http or https URL")]
+    BaseUrl { provider: String },
+    #[error(
+        "provider {provider}: the HTTP client cannot be set up; https needs the system's CA certificates (package ca-certificates)"
+    )]
+    Client {
+        provider: String,
+        #[source]
+        source: reqwest::Error,
+    },
+}
 
-/// The adapter of a provider.
-pub fn build(_settings: &ProviderSettings) -> Result<std::sync::Arc<dyn Provider>, BuildError> {
-    todo!()
+/// The adapter for a provider, with its own connections. Makes no traffic.
+///
+/// A key that is missing is no error here: other providers can work without it. Each call then ends as
+/// [`ErrorClass::Unauthorized`], with a detail that names the variable.
+pub fn build(settings: &ProviderSettings) -> Result<Arc<dyn Provider>, BuildError> {
+    Ok(match settings.kind {
+        ProviderKind::OpenAi | ProviderKind::AzureOpenAi => Arc::new(openai::OpenAi::new(settings)?),
+        ProviderKind::Demo => Arc::new(demo::Demo::new(settings)),
+    })
 }
 
 /// One call to make.
@@ -129,6 +148,18 @@ pub enum ErrorClass {
     Rejected,
     /// The run's deadline came.
     Expired,
+}
+
+impl CallError {
+    /// An error about which nothing else is known yet.
+    pub fn new(class: ErrorClass, detail: impl Into<String>) -> Self {
+        Self { class, detail: detail.into(), status: None, usage: Usage::default(), first_token: None }
+    }
+
+    /// The same error, of a call that the provider answered with this HTTP status.
+    fn answered(self, status: u16) -> Self {
+        Self { status: Some(status), ..self }
+    }
 }
 
 impl ErrorClass {

@@ -1,11 +1,22 @@
 //! What to do after a failed call. Pure.
+//!
+//! Two rules stand behind [`next_step`]. A provider that says *later* (429) has not failed: the run waits for as long as
+//! its deadline allows, however often, and ends as expired when the wait would outlast it. Everything else is a failed
+//! attempt: it is made again with full jitter until the attempts are used up, or at once at the next target when another
+//! try at this one is pointless, and then the run ends as failed.
 
 use std::time::Duration;
 
 use crate::{
     job::{Failure, UnixMillis},
-    providers::CallError,
+    providers::{CallError, ErrorClass},
 };
+
+/// The longest pause that a provider can ask for. Whatever it says, it is asked again after this.
+pub const MAX_PAUSE: Duration = Duration::from_secs(600);
+
+/// A provider that wants to be left alone for longer than this loses the run to the next target.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The next step of a run whose call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +61,314 @@ impl Default for RetryPolicy {
 }
 
 /// Decides by the class of the error.
-pub fn next_step(_policy: &RetryPolicy, _error: &CallError, _situation: Situation) -> Step {
-    todo!()
+///
+/// - *Limited*: wait for what the provider said, and never less than the policy's base or the jittered pause, whatever
+///   the number of attempts. When the provider wants more than five seconds, or the wait would miss the deadline, the
+///   next target is called at once; without one, a wait that would miss the deadline ends the run as expired, now
+///   rather than then.
+/// - *Failing, unreachable, timeout, truncated, garbage*: the jittered pause, and never less than the provider said.
+///   Each target has its share of the attempts ([`RetryPolicy::max_attempts`] divided by the targets, the last one takes
+///   the rest); when it is used up, or the provider wants a pause of more than five seconds, the next target is called
+///   at once. A retry that cannot start before the deadline is not made, and the run ends as failed: the model call
+///   failed, and the time that is left does not change that.
+/// - *Unauthorized, rejected*: the next target at once, or the end.
+/// - *Expired*: the end, as expired.
+///
+/// Attempts that were limited never end a run by their number, but they are numbered like all others, so that a run
+/// that was limited often has fewer retries left for a failure.
+pub fn next_step(policy: &RetryPolicy, error: &CallError, situation: Situation) -> Step {
+    let jitter = jittered(policy, situation);
+    let next = match error.class {
+        ErrorClass::Expired => None,
+        ErrorClass::Limited { after } => {
+            // A limit without a time is still no invitation to call again at once: limited attempts are not counted.
+            let after = after.unwrap_or_default().min(MAX_PAUSE);
+            let pause = after.max(policy.base).max(jitter);
+            wait_or_move(after > PATIENCE, pause, situation)
+        }
+        _ if situation.attempt >= policy.max_attempts => None,
+        ErrorClass::Unauthorized | ErrorClass::Rejected => at_next_target(situation),
+        ErrorClass::Failing { after } => {
+            let after = after.unwrap_or_default().min(MAX_PAUSE);
+            wait_or_move(after > PATIENCE || share_used(policy, situation), after.max(jitter), situation)
+        }
+        ErrorClass::Unreachable | ErrorClass::Timeout | ErrorClass::Truncated | ErrorClass::Garbage => {
+            wait_or_move(share_used(policy, situation), jitter, situation)
+        }
+    };
+    next.unwrap_or_else(|| give_up(&error.class))
+}
+
+/// Full jitter: anything between nothing and the doubled base, so that runs that failed together do not come back
+/// together.
+fn jittered(policy: &RetryPolicy, situation: Situation) -> Duration {
+    let doublings = u32::try_from(situation.attempt.saturating_sub(1)).unwrap_or(0);
+    let bound = 2_u32.checked_pow(doublings).map_or(policy.cap, |factor| policy.base.saturating_mul(factor));
+    bound.min(policy.cap).mul_f64(situation.roll.clamp(0.0, 1.0))
+}
+
+/// The same target after the pause, or the next one at once when the run should move on, or when the pause is too long
+/// for it.
+fn wait_or_move(should_move: bool, pause: Duration, situation: Situation) -> Option<Step> {
+    let here = starts_in_time(pause, situation).then_some(Step::Retry { after: pause, target: situation.target });
+    if should_move || here.is_none() { at_next_target(situation).or(here) } else { here }
+}
+
+fn at_next_target(situation: Situation) -> Option<Step> {
+    let target = situation.target.saturating_add(1);
+    let can = target < situation.targets && starts_in_time(Duration::ZERO, situation);
+    can.then_some(Step::Retry { after: Duration::ZERO, target })
+}
+
+fn starts_in_time(pause: Duration, situation: Situation) -> bool {
+    situation.now.plus(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)) < situation.deadline
+}
+
+/// Whether the target that was called has had its part of the attempts, so that those left belong to the targets after
+/// it.
+fn share_used(policy: &RetryPolicy, situation: Situation) -> bool {
+    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+    let share = policy.max_attempts.checked_div(count(situation.targets)).unwrap_or(0).max(1);
+    situation.attempt >= share.saturating_mul(count(situation.target).saturating_add(1))
+}
+
+/// The end of a run for which no other try is left. The sentence is the caller's: what the provider said stays with the
+/// attempt.
+fn give_up(class: &ErrorClass) -> Step {
+    let (code, message, retryable) = match class {
+        ErrorClass::Limited { .. } | ErrorClass::Expired => return Step::Expire,
+        ErrorClass::Failing { .. } => ("provider_error", "The model's provider failed to answer.", true),
+        ErrorClass::Unreachable => ("provider_unreachable", "The model's provider could not be reached.", true),
+        ErrorClass::Timeout => ("provider_timeout", "The model's provider did not answer in time.", true),
+        ErrorClass::Truncated => ("provider_truncated", "The model's answer broke off before its end.", true),
+        ErrorClass::Garbage => ("provider_garbage", "The model's provider sent an answer that makes no sense.", true),
+        ErrorClass::Unauthorized => (
+            "provider_unauthorized",
+            "The model's provider refused this server's credentials; the server's operator has to correct them.",
+            false,
+        ),
+        ErrorClass::Rejected => ("provider_rejected", "The model's provider rejected the request.", false),
+    };
+    Step::Fail(Failure { code: code.to_owned(), message: message.to_owned(), retryable })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const POLICY: RetryPolicy =
+        RetryPolicy { max_attempts: 4, base: Duration::from_millis(200), cap: Duration::from_secs(1) };
+
+    const EVERY_CLASS: [ErrorClass; 9] = [
+        ErrorClass::Limited { after: None },
+        ErrorClass::Failing { after: None },
+        ErrorClass::Unreachable,
+        ErrorClass::Timeout,
+        ErrorClass::Truncated,
+        ErrorClass::Garbage,
+        ErrorClass::Unauthorized,
+        ErrorClass::Rejected,
+        ErrorClass::Expired,
+    ];
+
+    /// The first attempt of a run with one target and a minute left, with the jitter in the middle.
+    fn first() -> Situation {
+        Situation { attempt: 1, target: 0, targets: 1, now: UnixMillis(0), deadline: UnixMillis(60_000), roll: 0.5 }
+    }
+
+    fn limited(seconds: u64) -> ErrorClass {
+        ErrorClass::Limited { after: Some(Duration::from_secs(seconds)) }
+    }
+
+    fn failing(seconds: u64) -> ErrorClass {
+        ErrorClass::Failing { after: Some(Duration::from_secs(seconds)) }
+    }
+
+    #[track_caller]
+    fn check(class: ErrorClass, situation: Situation, expect: Expect) {
+        let step = next_step(&POLICY, &CallError::new(class, "for operators only"), situation);
+        let got = match step {
+            Step::Retry { after, target } => Expect::Retry { millis: after.as_millis(), target },
+            Step::Fail(failure) => {
+                assert!(!failure.message.contains("operators only"), "{failure:?} tells what the provider said");
+                Expect::Fail(failure.code, failure.retryable)
+            }
+            Step::Expire => Expect::Expire,
+        };
+        assert_eq!(got, expect);
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Expect {
+        Retry { millis: u128, target: usize },
+        Fail(String, bool),
+        Expire,
+    }
+
+    fn retry(millis: u128, target: usize) -> Expect {
+        Expect::Retry { millis, target }
+    }
+
+    fn fail(code: &str, retryable: bool) -> Expect {
+        Expect::Fail(code.to_owned(), retryable)
+    }
+
+    #[test]
+    fn a_failed_attempt_is_made_again_with_a_growing_jittered_pause() {
+        for class in [
+            ErrorClass::Failing { after: None },
+            ErrorClass::Unreachable,
+            ErrorClass::Timeout,
+            ErrorClass::Truncated,
+            ErrorClass::Garbage,
+        ] {
+            check(class.clone(), first(), retry(100, 0));
+            check(class.clone(), Situation { attempt: 2, ..first() }, retry(200, 0));
+            check(class.clone(), Situation { attempt: 3, ..first() }, retry(400, 0));
+            check(class, Situation { roll: 0.0, ..first() }, retry(0, 0));
+        }
+        let patient = RetryPolicy { max_attempts: 100, ..POLICY };
+        let late = Situation { attempt: 90, roll: 0.99, ..first() };
+        let step = next_step(&patient, &CallError::new(ErrorClass::Timeout, ""), late);
+        assert_eq!(step, Step::Retry { after: Duration::from_millis(990), target: 0 }, "the doubling stops at the cap");
+    }
+
+    #[test]
+    fn a_run_whose_attempts_are_used_up_fails_with_a_code_of_its_class() {
+        let last = Situation { attempt: 4, targets: 2, target: 0, ..first() };
+        check(ErrorClass::Failing { after: None }, last, fail("provider_error", true));
+        check(ErrorClass::Unreachable, last, fail("provider_unreachable", true));
+        check(ErrorClass::Timeout, last, fail("provider_timeout", true));
+        check(ErrorClass::Truncated, last, fail("provider_truncated", true));
+        check(ErrorClass::Garbage, last, fail("provider_garbage", true));
+        check(ErrorClass::Unauthorized, last, fail("provider_unauthorized", false));
+        check(ErrorClass::Rejected, last, fail("provider_rejected", false));
+        check(ErrorClass::Expired, last, Expect::Expire);
+    }
+
+    #[test]
+    fn what_the_provider_says_about_when_is_a_lower_bound() {
+        check(failing(3), first(), retry(3_000, 0));
+        check(failing(0), first(), retry(100, 0));
+        check(limited(3), first(), retry(3_000, 0));
+        check(limited(0), first(), retry(200, 0));
+        check(ErrorClass::Limited { after: None }, Situation { roll: 0.0, ..first() }, retry(200, 0));
+        check(ErrorClass::Limited { after: None }, Situation { attempt: 3, roll: 0.9, ..first() }, retry(720, 0));
+    }
+
+    #[test]
+    fn a_year_of_patience_is_not_taken_at_its_word() {
+        let tomorrow = Situation { deadline: UnixMillis(86_400_000), ..first() };
+        check(limited(365 * 86_400), tomorrow, retry(600_000, 0));
+        check(failing(365 * 86_400), tomorrow, retry(600_000, 0));
+        check(ErrorClass::Limited { after: Some(Duration::MAX) }, tomorrow, retry(600_000, 0));
+    }
+
+    #[test]
+    fn a_limited_run_waits_however_often_and_expires_when_the_wait_is_too_long() {
+        check(limited(2), Situation { attempt: 40, ..first() }, retry(2_000, 0));
+        check(limited(30), first(), retry(30_000, 0));
+        check(limited(61), first(), Expect::Expire);
+        check(limited(60), first(), Expect::Expire);
+        check(limited(1), Situation { now: UnixMillis(59_500), ..first() }, Expect::Expire);
+    }
+
+    #[test]
+    fn a_retry_that_would_miss_the_deadline_is_a_failure_of_the_call() {
+        check(failing(61), first(), fail("provider_error", true));
+        check(
+            ErrorClass::Unreachable,
+            Situation { now: UnixMillis(59_950), ..first() },
+            fail("provider_unreachable", true),
+        );
+        check(ErrorClass::Timeout, Situation { now: UnixMillis(60_001), ..first() }, fail("provider_timeout", true));
+    }
+
+    #[test]
+    fn the_next_target_is_called_at_once_when_this_one_is_of_no_use() {
+        let two = Situation { targets: 2, ..first() };
+        check(ErrorClass::Unauthorized, two, retry(0, 1));
+        check(ErrorClass::Rejected, two, retry(0, 1));
+        check(ErrorClass::Unauthorized, Situation { target: 1, ..two }, fail("provider_unauthorized", false));
+        check(ErrorClass::Rejected, Situation { now: two.deadline, ..two }, fail("provider_rejected", false));
+        // A provider that wants a long pause, or one that the deadline does not leave.
+        check(limited(5), two, retry(5_000, 0));
+        check(limited(6), two, retry(0, 1));
+        check(limited(6), Situation { target: 1, ..two }, retry(6_000, 1));
+        check(failing(6), two, retry(0, 1));
+        check(limited(2), Situation { now: UnixMillis(59_000), ..two }, retry(0, 1));
+        check(failing(2), Situation { now: UnixMillis(59_000), ..two }, retry(0, 1));
+        check(ErrorClass::Expired, two, Expect::Expire);
+    }
+
+    #[test]
+    fn targets_share_the_attempts() {
+        let at = |attempt, target, targets| Situation { attempt, target, targets, ..first() };
+        check(ErrorClass::Timeout, at(1, 0, 2), retry(100, 0));
+        check(ErrorClass::Timeout, at(2, 0, 2), retry(0, 1));
+        check(ErrorClass::Timeout, at(3, 1, 2), retry(400, 1));
+        check(ErrorClass::Timeout, at(4, 1, 2), fail("provider_timeout", true));
+        // A target that was left early leaves its part to the ones after it.
+        check(ErrorClass::Timeout, at(2, 1, 2), retry(200, 1));
+        // More targets than attempts: one call each, as far as they go.
+        check(ErrorClass::Timeout, at(1, 0, 9), retry(0, 1));
+        check(ErrorClass::Timeout, at(4, 3, 9), fail("provider_timeout", true));
+    }
+
+    proptest! {
+        #[test]
+        fn no_run_is_tried_too_often_too_late_or_too_soon(
+            errors in proptest::collection::vec((0_usize..EVERY_CLASS.len(), proptest::option::of(0_u64..2_000_000), 0.0_f64..1.0, 0_u64..5_000), 1..60),
+            targets in 1_usize..5,
+            max_attempts in 0_i32..8,
+            deadline in 0_i64..100_000,
+        ) {
+            let policy = RetryPolicy { max_attempts, ..POLICY };
+            let deadline = UnixMillis(deadline);
+            let (mut now, mut attempt, mut target, mut counted) = (UnixMillis(0), 0_i32, 0_usize, 0_i32);
+            for (class, after, roll, took) in errors {
+                attempt += 1;
+                now = now.plus(took);
+                let said = after.map(Duration::from_millis);
+                let class = match EVERY_CLASS[class].clone() {
+                    ErrorClass::Limited { .. } => ErrorClass::Limited { after: said },
+                    ErrorClass::Failing { .. } => ErrorClass::Failing { after: said },
+                    other => other,
+                };
+                let is_limited = matches!(class, ErrorClass::Limited { .. });
+                counted += i32::from(!is_limited);
+                let situation = Situation { attempt, target, targets, now, deadline, roll };
+                match next_step(&policy, &CallError::new(class.clone(), ""), situation) {
+                    Step::Retry { after, target: next } => {
+                        prop_assert!(class != ErrorClass::Expired);
+                        prop_assert!(is_limited || counted < max_attempts, "{counted} calls of {max_attempts}");
+                        prop_assert!(next == target || (next == target + 1 && next < targets && after.is_zero()));
+                        if next == target {
+                            let said = match class {
+                                ErrorClass::Limited { .. } | ErrorClass::Failing { .. } => said.unwrap_or_default().min(MAX_PAUSE),
+                                _ => Duration::ZERO,
+                            };
+                            prop_assert!(after >= said, "{after:?} is sooner than {said:?}");
+                            prop_assert!(after <= said.max(policy.cap));
+                            prop_assert!(!is_limited || after >= policy.base);
+                        }
+                        now = now.plus(u64::try_from(after.as_millis()).unwrap());
+                        prop_assert!(now < deadline, "a try at {now:?} after {deadline:?}");
+                        target = next;
+                    }
+                    Step::Expire => {
+                        prop_assert!(is_limited || class == ErrorClass::Expired);
+                        break;
+                    }
+                    Step::Fail(failure) => {
+                        prop_assert!(!is_limited && class != ErrorClass::Expired);
+                        prop_assert!(failure.code.starts_with("provider_"));
+                        break;
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The product as its users meet it: the real binary, in either mode, with accounts, keys and a scripted provider.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 

@@ -14,6 +14,7 @@ use crate::{
         pool::{Finished, Pool},
     },
     job::{Ending, Job},
+    ledger::LedgerError,
 };
 
 /// The pause before a failed batch is tried again; it doubles up to [`MAX_PAUSE`].
@@ -117,6 +118,11 @@ async fn write(shared: Arc<Shared>, pool: Addr<Pool>, batch: Vec<Record>) {
     let endings: Vec<_> = batch.iter().map(|record| (record.job.clone(), record.ending.clone())).collect();
     let mut pause = PAUSE;
     while let Err(error) = shared.ledger.finish(&endings).await {
+        if let LedgerError::Refused(source) = error {
+            // What was accepted is recorded; the rest is left under its lease, and comes back when that runs out.
+            tracing::error!(%source, "the database refuses an ending");
+            return;
+        }
         shared.health.ledger_failing.store(true, Ordering::Relaxed);
         tracing::warn!(%error, endings = endings.len(), "endings wait for the ledger");
         tokio::time::sleep(pause).await;

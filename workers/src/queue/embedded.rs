@@ -1,1 +1,217 @@
+//! The queue of a single process, in memory. It keeps the promises of [`Queue`] with one mutex around a state machine.
+//!
+//! [`state::State`] holds every rule and does no I/O: each step takes the time as an argument and returns what the step
+//! changed. This file gives it a clock, wakes whoever waits for work, and carries endings and cancellations to their
+//! receivers after the lock is released; the lock is never held across an await. Jobs are shared and never serialised.
+//!
+//! Nothing here survives the process. A new queue answers [`Queue::was_reset`] with yes, once, and the reconciler restores the
+//! unfinished runs from the ledger. Fences start from the wall clock, so that those of the next boot are higher.
 
+mod admission;
+mod claim;
+mod doors;
+mod lanes;
+mod leases;
+mod limits;
+mod line;
+mod minute;
+#[cfg(test)]
+mod property;
+mod run;
+mod state;
+mod waiting;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    pin,
+    sync::{Notify, mpsc},
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    doors::Doors,
+    run::{Now, far},
+    state::{Pending, State},
+};
+use super::{
+    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, Queue, QueueStats, Release, Renewal, Reply, Restored,
+    ScopeLimits, Sighting, Submission, Unreachable,
+};
+use crate::job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId};
+
+/// What an [`EmbeddedQueue`] may be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmbeddedSettings {
+    /// How long a worker owns a run without a heartbeat.
+    pub lease: Duration,
+}
+
+impl Default for EmbeddedSettings {
+    fn default() -> Self {
+        Self { lease: LEASE }
+    }
+}
+
+/// The queue of one process. Its methods never fail.
+pub struct EmbeddedQueue {
+    state: Mutex<State>,
+    /// Wakes [`Queue::wait`]. It carries no permit: whoever waits compares the state with what its last claim saw.
+    wake: Notify,
+    doors: Arc<Doors>,
+}
+
+impl EmbeddedQueue {
+    pub fn new(settings: EmbeddedSettings) -> Self {
+        Self { state: Mutex::new(State::new(settings.lease)), wake: Notify::new(), doors: Arc::default() }
+    }
+
+    /// Makes one step of the state machine, and wakes waiters when it may have made a run claimable.
+    fn step<T>(&self, step: impl FnOnce(&mut State, Now) -> T) -> T {
+        let (answer, changed) = {
+            let mut state = self.lock();
+            // Read under the lock, so that time never runs backwards from one step to the next.
+            let now = Now { at: Instant::now(), micros: chrono::Utc::now().timestamp_micros() };
+            let before = state.changes();
+            state.tidy(now);
+            let answer = step(&mut state, now);
+            (answer, state.changes() != before)
+        };
+        if changed {
+            self.wake.notify_waiters();
+        }
+        answer
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Queue for EmbeddedQueue {
+    async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
+        Ok(self.step(|state, now| state.admit(job, admission, now)))
+    }
+
+    async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
+        let (admitted, missed) = self.step(|state, now| state.enqueue(submission, admission, now));
+        if let Some((front_door, ending)) = missed {
+            self.doors.send(front_door, || Reply::Ended(ending));
+        }
+        Ok(admitted)
+    }
+
+    async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
+        Ok(self.step(|state, now| state.claim(worker, free, scopes, now)))
+    }
+
+    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
+        let give_up = far(Instant::now(), at_most);
+        loop {
+            let woken = self.wake.notified();
+            pin!(woken);
+            // Registered before the state is looked at, so that a change in between is not missed.
+            woken.as_mut().enable();
+            let until = match self.step(|state, _| state.pending(worker)) {
+                Pending::Now => return Ok(()),
+                Pending::At(due) => due.min(give_up),
+                Pending::Nothing => give_up,
+            };
+            if timeout_at(until, woken).await.is_err() && Instant::now() >= give_up {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
+        Ok(self.step(|state, now| state.heartbeat(worker, held, now)))
+    }
+
+    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
+        let (held, reply_to) = self.step(|state, _| state.stash(ending));
+        if let Some(front_door) = reply_to {
+            self.doors.send(front_door, || Reply::Ended(Box::new(ending.clone())));
+        }
+        Ok(held)
+    }
+
+    async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
+        self.step(|state, now| state.finish(runs, now));
+        Ok(())
+    }
+
+    async fn release(&self, run: RunId, fence: Fence, how: Release) -> Result<Held, Unreachable> {
+        Ok(self.step(|state, now| state.release(run, fence, how, now)))
+    }
+
+    async fn reap(&self, worker: WorkerId, limit: usize) -> Result<Vec<Claim>, Unreachable> {
+        Ok(self.step(|state, now| state.reap(worker, limit, now)))
+    }
+
+    async fn cancel(&self, run: RunId, outcome: Outcome) -> Result<Cancelled, Unreachable> {
+        let (cancelled, reply_to) = self.step(|state, now| state.cancel(run, outcome, now));
+        match &cancelled {
+            Cancelled::Ended { ending, .. } => {
+                if let Some(front_door) = reply_to {
+                    self.doors.send(front_door, || Reply::Ended(ending.clone()));
+                }
+            }
+            Cancelled::Signalled => self.doors.signal(run),
+            Cancelled::Finished | Cancelled::Unknown => {}
+        }
+        Ok(cancelled)
+    }
+
+    async fn pause_scope(&self, scope: &str, after: Duration) -> Result<(), Unreachable> {
+        self.step(|state, now| state.pause_scope(scope, after, now));
+        Ok(())
+    }
+
+    async fn missing(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable> {
+        Ok(self.step(|state, _| state.missing(runs)))
+    }
+
+    async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable> {
+        self.step(|state, now| state.restore(runs, now));
+        Ok(())
+    }
+
+    async fn was_reset(&self) -> Result<bool, Unreachable> {
+        Ok(self.step(|state, _| state.was_reset()))
+    }
+
+    async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
+        Ok(self.step(|state, _| state.locate(run)))
+    }
+
+    async fn replies(
+        &self,
+        front_door: FrontDoorId,
+        stop: CancellationToken,
+    ) -> Result<mpsc::Receiver<Reply>, Unreachable> {
+        Ok(self.doors.open(front_door, stop))
+    }
+
+    async fn cancellations(&self, stop: CancellationToken) -> Result<mpsc::Receiver<RunId>, Unreachable> {
+        Ok(self.doors.listen(stop))
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<(), Unreachable> {
+        self.step(|state, _| state.set_paused(paused));
+        Ok(())
+    }
+
+    async fn stats(&self) -> Result<QueueStats, Unreachable> {
+        Ok(self.step(|state, now| state.stats(now)))
+    }
+
+    async fn ping(&self) -> Result<(), Unreachable> {
+        Ok(())
+    }
+}

@@ -1,1 +1,416 @@
+//! The queue of a distributed engine: everything lives in Redis 7 (or Valkey), so that any process may die at any time.
+//!
+//! # Keys
+//!
+//! All keys of a pool start with its hash tag, `{q:<pool>}:`, so they share one slot of a cluster and a script may touch them all.
+//!
+//! A run is three keys. `run:<id>` is a hash of short fields, which Redis packs into a few hundred bytes: its state, the fence, whose it is, where
+//! it stands, what its owner does with it. `job:<id>` and `end:<id>` are the bytes of the job and of the stashed ending. The
+//! states are `ready`, `delayed`, `leased`, `ended` (its ending is stashed and has to be recorded) and `done` (a tombstone, only the hash, which
+//! expires by itself).
+//!
+//! Runs that wait stand in `ready:<lane>:<scope>:<account>`, a list. `turns:<lane>:<scope>` orders the accounts with such a list by their virtual
+//! time, `virtual:<lane>` is each account's virtual time over all scopes, and the hash `meta` holds the lanes' own and the credit that
+//! their weights earned them. `waiting:<lane>` has all ready runs of a lane by the moment since when, `delay` the delayed ones by
+//! when they become ready, `deadlines` both by when they expire. A run that is cancelled leaves these at once, but its entry stays in the
+//! list until a claim comes across it: what counts is the state in its hash.
+//!
+//! `lease` has every owned run by the end of its lease, `slots:<scope>` the runs in a call by when their slot frees itself.
+//! `requests:<scope>` and `calls:<rule>:<subject>` are the moments of the last minute's requests, `tokens:<scope>` and `amounts:<scope>` its tokens.
+//! `paused:<scope>` and `paused` hold a scope, or everything, back.
+//!
+//! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
+//! they block on it. `reply:<front door>` is a stream of endings, read and trimmed by that front door alone. `cancel` is the channel on
+//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory.
+//!
+//! # Time
+//!
+//! Every moment is one of Redis's clock. A deadline comes from a front door's clock: they have to agree as well as NTP makes them.
 
+mod cancellations;
+mod connect;
+mod replies;
+mod scripts;
+#[cfg(test)]
+mod tests;
+mod wake;
+mod wire;
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use redis::{FromRedisValue, Script};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use self::connect::ConnectError;
+use self::{
+    connect::Connections,
+    scripts::Invocation,
+    wake::Waiters,
+    wire::{Read, Row},
+};
+use super::{
+    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats, Release,
+    Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
+};
+use crate::{
+    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WorkerId},
+    providers::Secret,
+};
+
+/// Runs handed out by one script: it keeps Redis busy for a few milliseconds, in which it answers nobody else.
+const CLAIM_BATCH: usize = 50;
+/// Runs in one script that touches a few fields of each.
+const BATCH: usize = 500;
+/// Jobs, and bytes of jobs, that one script restores.
+const RESTORE_BATCH: usize = 100;
+const RESTORE_BYTES: usize = 1 << 20;
+/// How long a tombstone stays.
+const TOMBSTONE: Duration = Duration::from_secs(60);
+/// How long a run that this process cannot read is left for a process that can.
+const FOREIGN_AFTER: Duration = Duration::from_secs(5);
+/// A cancellation meets a run that is claimed and handed back all the time this often, at most.
+const CANCEL_TRIES: usize = 100;
+
+/// Where the queue is.
+#[derive(Clone, Debug)]
+pub struct RedisSettings {
+    /// `redis://`, `rediss://` or `unix://`.
+    pub url: Secret,
+    /// Which queue in that Redis: engines that name the same pool share their runs.
+    pub pool: String,
+    /// Connections for commands, at most; reads that block have their own.
+    pub max_connections: usize,
+}
+
+/// A queue in Redis.
+pub struct RedisQueue {
+    connections: Connections,
+    /// The hash tag, with its braces.
+    tag: String,
+    lease: Duration,
+    warnings: Vec<String>,
+    waiters: Waiters,
+}
+
+impl RedisQueue {
+    /// Connects within five seconds, and checks that the server can do what the queue needs.
+    pub async fn connect(settings: RedisSettings) -> Result<RedisQueue, ConnectError> {
+        let (connections, warnings) = Connections::open(&settings).await?;
+        let tag = format!("{{q:{}}}", settings.pool);
+        Ok(Self { connections, tag, lease: LEASE, warnings, waiters: Waiters::default() })
+    }
+
+    /// The same queue with leases of another length than [`LEASE`]. All processes of a pool need the same.
+    pub fn with_lease(self, lease: Duration) -> Self {
+        Self { lease, ..self }
+    }
+
+    /// What the operator should know about this Redis, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn step(&self, script: &'static LazyLock<Script>) -> Invocation {
+        Invocation::new(script, &self.tag)
+    }
+
+    async fn run<T: FromRedisValue>(&self, step: Invocation) -> Result<T, Unreachable> {
+        self.connections.step(async |connection| step.run(connection).await).await
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.tag)
+    }
+
+    /// Reads claims. One that this process cannot read is put back for another one, and does not hold the rest up.
+    async fn claims(&self, rows: Vec<Row>) -> Result<Vec<Claim>, Unreachable> {
+        let mut claims = Vec::with_capacity(rows.len());
+        for row in rows {
+            match wire::claim(row)? {
+                Read::Claim(claim) => claims.push(*claim),
+                Read::Foreign { run, fence } => {
+                    tracing::warn!(%run, "a queued run was written by another version; it is left to a worker of that version");
+                    // Should this fail, its lease runs out and the reaper finds it.
+                    let _ = self.give_back(run, fence, FOREIGN_AFTER, None, true).await;
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    async fn give_back(
+        &self,
+        run: RunId,
+        fence: Fence,
+        after: Duration,
+        target: Option<usize>,
+        uncounted: bool,
+    ) -> Result<Held, Unreachable> {
+        let step = self
+            .step(&scripts::RELEASE)
+            .arg(run.to_string())
+            .arg(fence.0)
+            .arg(millis(after))
+            .arg(target.map(|target| target.to_string()).unwrap_or_default())
+            .arg(u8::from(uncounted));
+        wire::held(&self.run::<String>(step).await?)
+    }
+}
+
+#[async_trait]
+impl Queue for RedisQueue {
+    async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
+        let step = self.step(&scripts::ADMIT).arg(job.encode().len());
+        let answer = self.run(wire::admission(step, admission)).await?;
+        wire::admitted(answer, Some(admission))
+    }
+
+    async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
+        let Submission { job, reply_to } = submission;
+        let mut step = wire::put(self.step(&scripts::ENQUEUE), &job, &job.encode(), 0, reply_to);
+        if let Some(admission) = admission {
+            step = wire::admission(step, admission);
+        }
+        wire::admitted(self.run(step).await?, admission)
+    }
+
+    async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
+        self.waiters.remember(worker, scopes);
+        let mut claimed = Claimed::default();
+        loop {
+            let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
+            let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
+            for limits in scopes {
+                step = step
+                    .arg(&limits.scope)
+                    .arg(optional(limits.max_concurrency))
+                    .arg(optional(limits.requests_per_minute))
+                    .arg(optional(limits.tokens_per_minute));
+            }
+            let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
+            let (next, rows) = match answer {
+                Ok(answer) => answer,
+                // What was claimed before is ours and must not be lost over this.
+                Err(_) if !claimed.claims.is_empty() => return Ok(claimed),
+                Err(error) => return Err(error),
+            };
+            claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
+            // It stopped at the size of a batch, in runs or in bytes; there is more.
+            let more = next == 0 && !rows.is_empty();
+            claimed.claims.extend(self.claims(rows).await?);
+            if !more || claimed.claims.len() >= free {
+                return Ok(claimed);
+            }
+        }
+    }
+
+    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
+        self.waiters.wait(self, worker, at_most).await
+    }
+
+    async fn heartbeat(&self, _worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
+        let mut renewals = Vec::with_capacity(held.len());
+        for batch in held.chunks(BATCH) {
+            let step = with_fences(self.step(&scripts::HEARTBEAT).arg(millis(self.lease)), batch);
+            let answers: Vec<u8> = self.run(step).await?;
+            if answers.len() != batch.len() {
+                return Err(wire::garbled("a heartbeat without an answer for every run"));
+            }
+            renewals.extend(answers.into_iter().map(|answer| match answer {
+                0 => Renewal::Held,
+                1 => Renewal::Cancel,
+                _ => Renewal::Lost,
+            }));
+        }
+        Ok(renewals)
+    }
+
+    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
+        let step = self
+            .step(&scripts::STASH)
+            .arg(ending.run.to_string())
+            .arg(ending.fence.0)
+            .arg(optional(ending.usage().total()))
+            .arg(ending.encode());
+        wire::held(&self.run::<String>(step).await?)
+    }
+
+    async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
+        for batch in runs.chunks(BATCH) {
+            let step = with_fences(self.step(&scripts::FINISH).arg(millis(TOMBSTONE)), batch);
+            self.run::<()>(step).await?;
+        }
+        Ok(())
+    }
+
+    async fn release(&self, run: RunId, fence: Fence, how: Release) -> Result<Held, Unreachable> {
+        match how {
+            Release::Retry { after, target } => self.give_back(run, fence, after, Some(target), false).await,
+            Release::HandBack => self.give_back(run, fence, Duration::ZERO, None, true).await,
+        }
+    }
+
+    async fn reap(&self, worker: WorkerId, limit: usize) -> Result<Vec<Claim>, Unreachable> {
+        let step = self
+            .step(&scripts::REAP)
+            .arg(worker.to_string())
+            .arg(limit.min(CLAIM_BATCH))
+            .arg(millis(self.lease))
+            .arg(MAX_LOSSES);
+        self.claims(self.run(step).await?).await
+    }
+
+    async fn cancel(&self, run: RunId, outcome: Outcome) -> Result<Cancelled, Unreachable> {
+        let how = if outcome.state() == RunState::Expired { "expired" } else { "cancelled" };
+        let mut mark_only = false;
+        for _ in 0..CANCEL_TRIES {
+            let step = self.step(&scripts::CANCEL).arg(run.to_string()).arg(how).arg(u8::from(mark_only));
+            let found: Vec<Vec<u8>> = self.run(step).await?;
+            let mut found = found.into_iter();
+            match found.next().as_deref() {
+                Some(b"unknown") => return Ok(Cancelled::Unknown),
+                Some(b"finished") => return Ok(Cancelled::Finished),
+                Some(b"signalled") => return Ok(Cancelled::Signalled),
+                _ => {}
+            }
+            let [seen, fence, job, started, target]: [Vec<u8>; 5] =
+                found.collect::<Vec<_>>().try_into().map_err(|_| wire::garbled("a waiting run without its fields"))?;
+            let Ok(job) = Job::decode(&job) else {
+                mark_only = true;
+                continue;
+            };
+            let now = UnixMillis::now();
+            let fence = Fence(wire::parse(&fence)?);
+            let mut ending = ending_in_queue(&job, fence, outcome.clone(), now, None);
+            if !started.is_empty() {
+                ending.started_at = Some(UnixMillis(wire::parse(&started)?));
+            }
+            if let Some(target) = job.targets.get(wire::parse::<usize>(&target)?) {
+                ending.model.clone_from(&target.model);
+            }
+            let step = self
+                .step(&scripts::END_WAITING)
+                .arg(run.to_string())
+                .arg(seen)
+                .arg(fence.0)
+                .arg(millis(self.lease))
+                .arg(ending.encode());
+            if self.run::<bool>(step).await? {
+                return Ok(Cancelled::Ended { job: Arc::new(job), ending: Box::new(ending) });
+            }
+            // A worker took it between the two steps: look again.
+        }
+        Err(wire::garbled("a run that changes hands all the time"))
+    }
+
+    async fn pause_scope(&self, scope: &str, after: Duration) -> Result<(), Unreachable> {
+        self.run(self.step(&scripts::PAUSE_SCOPE).arg(scope).arg(millis(after))).await
+    }
+
+    async fn missing(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable> {
+        let mut missing = Vec::new();
+        for batch in runs.chunks(BATCH) {
+            let mut exist = redis::pipe();
+            for run in batch {
+                exist.cmd("EXISTS").arg(self.key(&format!("run:{run}")));
+            }
+            let known: Vec<bool> =
+                self.connections.step(async |connection| exist.query_async(connection).await).await?;
+            missing.extend(batch.iter().zip(known).filter(|(_, known)| !known).map(|(run, _)| *run));
+        }
+        Ok(missing)
+    }
+
+    async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable> {
+        let mut runs = runs.iter().peekable();
+        while runs.peek().is_some() {
+            let mut step = self.step(&scripts::RESTORE);
+            let mut bytes = 0;
+            for Restored { job, attempts } in runs.by_ref().take(RESTORE_BATCH) {
+                let encoded = job.encode();
+                bytes += encoded.len();
+                step = wire::put(step, job, &encoded, *attempts, None);
+                if bytes >= RESTORE_BYTES {
+                    break;
+                }
+            }
+            self.run::<()>(step).await?;
+        }
+        Ok(())
+    }
+
+    async fn was_reset(&self) -> Result<bool, Unreachable> {
+        let mut set = redis::cmd("SET");
+        set.arg(self.key("epoch")).arg(Uuid::now_v7().to_string()).arg("NX");
+        let set: Option<String> = self.connections.step(async |connection| set.query_async(connection).await).await?;
+        Ok(set.is_some())
+    }
+
+    async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
+        let mut read = redis::cmd("HMGET");
+        read.arg(self.key(&format!("run:{run}"))).arg("state").arg("started");
+        let (state, started): (Option<String>, Option<i64>) =
+            self.connections.step(async |connection| read.query_async(connection).await).await?;
+        Ok(match state.as_deref() {
+            Some("ready" | "delayed") => Some(Sighting { leased: false, started_at: started.map(UnixMillis) }),
+            Some("leased") => Some(Sighting { leased: true, started_at: started.map(UnixMillis) }),
+            _ => None,
+        })
+    }
+
+    async fn replies(
+        &self,
+        front_door: FrontDoorId,
+        stop: CancellationToken,
+    ) -> Result<mpsc::Receiver<Reply>, Unreachable> {
+        let stream = self.key(&format!("reply:{front_door}"));
+        replies::listen(self.connections.clone(), stream, self.key("epoch"), stop).await
+    }
+
+    async fn cancellations(&self, stop: CancellationToken) -> Result<mpsc::Receiver<RunId>, Unreachable> {
+        cancellations::listen(self.connections.clone(), self.key("cancel"), stop).await
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<(), Unreachable> {
+        self.run(self.step(&scripts::SET_PAUSED).arg(u8::from(paused))).await
+    }
+
+    async fn stats(&self) -> Result<QueueStats, Unreachable> {
+        let answer: [u64; 10] = self.run(self.step(&scripts::STATS)).await?;
+        let [ready0, oldest0, ready1, oldest1, ready2, oldest2, delayed, leased, bytes, paused] = answer;
+        let lane = |ready, oldest_ms| LaneStats { ready, oldest_ms };
+        Ok(QueueStats {
+            lanes: [lane(ready0, oldest0), lane(ready1, oldest1), lane(ready2, oldest2)],
+            delayed,
+            leased,
+            bytes,
+            paused: paused != 0,
+        })
+    }
+
+    async fn ping(&self) -> Result<(), Unreachable> {
+        self.connections.step(async |connection| redis::cmd("PING").query_async(connection).await).await
+    }
+}
+
+fn with_fences(mut step: Invocation, runs: &[(RunId, Fence)]) -> Invocation {
+    for (run, fence) in runs {
+        step = step.arg(run.to_string()).arg(fence.0);
+    }
+    step
+}
+
+/// A limit as the scripts take it: empty when there is none.
+fn optional(limit: Option<impl ToString>) -> String {
+    limit.map(|limit| limit.to_string()).unwrap_or_default()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,133 @@
+//! How runs come in, and what can be seen of them.
+
+use std::{sync::Arc, time::Duration};
+
+use workers::{
+    job::{Lane, RunId},
+    queue::{Restored, Sighting},
+};
+
+use super::bench::{LONG, Store, run, succeeded};
+
+pub async fn enqueueing_a_known_run_changes_nothing<S: Store>() {
+    let bench = S::open(LONG).await;
+    let job = run().job();
+    bench.enqueue(&job).await;
+    bench.enqueue(&job).await;
+    assert_eq!(bench.queue.stats().await.unwrap().lanes[0].ready, 1);
+    let claim = bench.take().await;
+    assert_eq!(claim.job, job);
+    bench.enqueue(&job).await;
+    bench.claims_nothing().await;
+    bench.stash(&succeeded(&claim)).await;
+    bench.enqueue(&job).await;
+    bench.claims_nothing().await;
+}
+
+pub async fn a_restored_run_keeps_its_attempts_and_others_are_left_as_they_are<S: Store>() {
+    let bench = S::open(LONG).await;
+    let (known, unknown) = (run().job(), run().job());
+    bench.enqueue(&known).await;
+    let known_claim = bench.take().await;
+    let restored = [&known, &unknown].map(|job| Restored { job: Arc::clone(job), attempts: 2 });
+    bench.queue.restore(&restored).await.unwrap();
+    let claim = bench.take().await;
+    assert_eq!((claim.job.id, claim.attempt, claim.target), (unknown.id, 3, 0));
+    bench.end(&known_claim).await;
+}
+
+pub async fn a_submission_that_comes_after_its_restoration_is_still_answered<S: Store>() {
+    let bench = S::open(LONG).await;
+    let mut front_door = bench.front_door().await;
+    let jobs = [run().job(), run().job()];
+    let restored = jobs.each_ref().map(|job| Restored { job: Arc::clone(job), attempts: 0 });
+    bench.queue.restore(&restored).await.unwrap();
+    bench.enqueue_for(front_door.id, &jobs[0]).await;
+    let claims = bench.claim(10).await;
+    for claim in &claims {
+        bench.stash(&succeeded(claim)).await;
+    }
+    assert_eq!(front_door.next().await.run, jobs[0].id);
+    // This one has ended before its own submission came.
+    bench.enqueue_for(front_door.id, &jobs[1]).await;
+    assert_eq!(front_door.next().await.run, jobs[1].id);
+}
+
+pub async fn missing_are_the_runs_that_the_queue_never_heard_of<S: Store>() {
+    let bench = S::open(LONG).await;
+    let jobs = [run().job(), run().job(), run().job(), run().job()];
+    let unknown = RunId::new();
+    let mut asked = vec![unknown];
+    for job in &jobs {
+        bench.enqueue(job).await;
+        asked.push(job.id);
+    }
+    let claims = bench.claim(3).await;
+    bench.end(&claims[0]).await;
+    bench.stash(&succeeded(&claims[1])).await;
+    assert_eq!(bench.queue.missing(&asked).await.unwrap(), [unknown]);
+    assert_eq!(bench.queue.missing(&[]).await.unwrap(), []);
+}
+
+pub async fn the_loss_of_memory_is_told_once<S: Store>() {
+    let bench = S::open(LONG).await;
+    assert!(bench.queue.was_reset().await.unwrap(), "a new queue knows nothing");
+    assert!(!bench.queue.was_reset().await.unwrap());
+    bench.enqueue(&run().job()).await;
+    assert!(!bench.queue.was_reset().await.unwrap());
+}
+
+pub async fn a_run_is_located_until_it_has_ended<S: Store>() {
+    let bench = S::open(LONG).await;
+    let job = run().job();
+    let sight = async || bench.queue.locate(job.id).await.unwrap();
+    assert_eq!(sight().await, None);
+    bench.enqueue(&job).await;
+    assert_eq!(sight().await, Some(Sighting { leased: false, started_at: None }));
+    let claim = bench.take().await;
+    assert_eq!(sight().await, Some(Sighting { leased: true, started_at: Some(claim.started_at) }));
+    bench.retry(&claim, Duration::from_secs(60)).await;
+    assert_eq!(sight().await, Some(Sighting { leased: false, started_at: Some(claim.started_at) }));
+
+    let other = run().job();
+    bench.enqueue(&other).await;
+    let claim = bench.take().await;
+    bench.stash(&succeeded(&claim)).await;
+    assert_eq!(bench.queue.locate(other.id).await.unwrap(), None);
+    bench.queue.finish(&[(other.id, claim.fence)]).await.unwrap();
+    assert_eq!(bench.queue.locate(other.id).await.unwrap(), None);
+}
+
+pub async fn stats_count_every_run_where_it_is<S: Store>() {
+    let bench = S::open(LONG).await;
+    assert_eq!(bench.queue.stats().await.unwrap(), Default::default());
+    for (lane, count) in [(Lane::Interactive, 4), (Lane::Default, 2), (Lane::Batch, 3)] {
+        let spec = super::bench::Spec { lane, ..run() };
+        bench.flood(&spec, count).await;
+    }
+    let full = bench.queue.stats().await.unwrap();
+    assert_eq!(full.lanes.map(|lane| lane.ready), [4, 2, 3]);
+    assert!(full.bytes > 0 && !full.paused);
+    assert_eq!((full.delayed, full.leased), (0, 0));
+
+    let first = bench.claim(9).await;
+    assert_eq!(first.len(), 9);
+    let claimed = bench.queue.stats().await.unwrap();
+    assert_eq!(claimed.lanes.map(|lane| lane.ready), [0, 0, 0]);
+    assert_eq!((claimed.leased, claimed.bytes), (9, 0));
+
+    bench.retry(&first[0], Duration::from_secs(60)).await;
+    bench.hand_back(&first[1]).await;
+    bench.end(&first[2]).await;
+    let later = bench.queue.stats().await.unwrap();
+    assert_eq!((later.delayed, later.leased), (1, 6));
+    assert_eq!(later.lanes.iter().map(|lane| lane.ready).sum::<u64>(), 1);
+
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let aged = bench.queue.stats().await.unwrap();
+    assert!(aged.lanes.iter().any(|lane| lane.oldest_ms >= 30), "{aged:?}");
+}
+
+pub async fn the_store_answers<S: Store>() {
+    S::open(LONG).await.queue.ping().await.unwrap();
+}

@@ -1,0 +1,145 @@
+//! The reads of the ledger.
+
+use std::{collections::HashMap, sync::Arc};
+
+use sea_orm::{EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Select, entity::prelude::*};
+
+use super::{LedgerError, RunRecord, attempts, runs, store::Store, unreadable};
+use crate::{
+    job::{AccountId, Attempt, Ending, Job, RunId},
+    queue::Restored,
+};
+
+/// Ids of one query, at most.
+const MAX_IDS: usize = 500;
+
+pub(super) async fn find(store: &Store, account: AccountId, run: RunId) -> Result<Option<RunRecord>, LedgerError> {
+    let row = store
+        .read(|db| async move {
+            runs::Entity::find_by_id(run.0)
+                .filter(runs::Column::Account.eq(account.0))
+                .into_partial_model::<runs::Row>()
+                .one(&db)
+                .await
+        })
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let attempts = attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default();
+    row.into_record(attempts).map(Some)
+}
+
+pub(super) async fn unfinished(
+    store: &Store,
+    mut after: Option<RunId>,
+    limit: u64,
+) -> Result<Vec<Restored>, LedgerError> {
+    let mut found = Vec::new();
+    // Unreadable rows are left out, so that the next ones have to be asked for until the page is full.
+    loop {
+        let missing = limit.saturating_sub(u64::try_from(found.len()).unwrap_or(u64::MAX));
+        let page = unfinished_rows(store, after, missing).await?;
+        let Some(last) = page.last() else { return Ok(found) };
+        after = Some(RunId(last.id));
+        for row in page {
+            match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
+                Some(Ok(job)) => {
+                    found.push(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() });
+                }
+                Some(Err(error)) => tracing::warn!(run = %row.id, %error, "left an unfinished run alone"),
+                None => tracing::warn!(run = %row.id, "left an unfinished run without a job alone"),
+            }
+        }
+    }
+}
+
+#[derive(FromQueryResult)]
+struct Unfinished {
+    id: Uuid,
+    job: Option<String>,
+    attempts: Option<i32>,
+}
+
+pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<Restored>, LedgerError> {
+    let select = select_unfinished().filter(runs::Column::Id.eq(run.0));
+    let row = store
+        .read(|db| {
+            let select = select.clone();
+            async move { select.into_model::<Unfinished>().one(&db).await }
+        })
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let job = row.job.as_deref().map(|job| Job::decode(job.as_bytes()));
+    match job {
+        Some(Ok(job)) => Ok(Some(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() })),
+        _ => Err(unreadable(row.id, "job")),
+    }
+}
+
+fn select_unfinished() -> Select<runs::Entity> {
+    // Not `attempt_count`: the attempt of a run may have been recorded before the run's row.
+    let attempts = Expr::cust("(SELECT MAX(attempts.number) FROM attempts WHERE attempts.run = runs.id)");
+    runs::Entity::find()
+        .select_only()
+        .columns([runs::Column::Id, runs::Column::Job])
+        .expr_as(attempts, "attempts")
+        .filter(runs::Column::FinishedAt.is_null())
+}
+
+async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Result<Vec<Unfinished>, LedgerError> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let mut select = select_unfinished().order_by_asc(runs::Column::Id).limit(limit);
+    if let Some(after) = after {
+        select = select.filter(runs::Column::Id.gt(after.0));
+    }
+    Ok(store
+        .read(|db| {
+            let select = select.clone();
+            async move { select.into_model::<Unfinished>().all(&db).await }
+        })
+        .await?)
+}
+
+pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
+    let mut endings = Vec::with_capacity(runs.len());
+    for ids in runs.chunks(MAX_IDS) {
+        let ids: Vec<Uuid> = ids.iter().map(|run| run.0).collect();
+        let rows = store
+            .read(|db| {
+                let ended = runs::Entity::find()
+                    .filter(runs::Column::Id.is_in(ids.iter().copied()))
+                    .filter(runs::Column::FinishedAt.is_not_null());
+                async move { ended.into_partial_model::<runs::Row>().all(&db).await }
+            })
+            .await?;
+        let ended: Vec<Uuid> = rows.iter().map(|row| row.id).collect();
+        let mut attempts = attempts_of(store, &ended).await?;
+        for row in rows {
+            let last = attempts.remove(&row.id).and_then(|mut attempts| attempts.pop());
+            endings.push(row.into_ending(last)?);
+        }
+    }
+    Ok(endings)
+}
+
+/// The attempts of each run in the order of their numbers.
+async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, LedgerError> {
+    if runs.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = store
+        .read(|db| {
+            let calls = attempts::Entity::find()
+                .filter(attempts::Column::Run.is_in(runs.iter().copied()))
+                .order_by_asc(attempts::Column::Number)
+                .order_by_asc(attempts::Column::Fence);
+            async move { calls.all(&db).await }
+        })
+        .await?;
+    let mut attempts: HashMap<Uuid, Vec<Attempt>> = HashMap::new();
+    for row in rows {
+        attempts.entry(row.run).or_default().push(row.into_attempt()?);
+    }
+    Ok(attempts)
+}

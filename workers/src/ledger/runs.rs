@@ -1,0 +1,262 @@
+//! The table `runs`, and a run on its way into it and out of it.
+
+use sea_orm::{ActiveValue::Set, entity::prelude::*};
+use serde::Serialize;
+
+use super::{LedgerError, RunRecord, signed, storable, unreadable};
+use crate::job::{
+    AccountId, Attempt, Ending, Failure, Fence, Job, Outcome, RunId, RunState, UnixMillis, Usage, WIRE_VERSION,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "runs")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub account: Uuid,
+    pub api_key: Option<Uuid>,
+    pub prompt: Uuid,
+    pub prompt_name: String,
+    pub prompt_version: i32,
+    pub lane: String,
+    pub state: String,
+    pub model: String,
+    pub provider: Option<String>,
+    pub job: Option<String>,
+    pub metadata: String,
+    pub stream: bool,
+    pub created_at: i64,
+    pub deadline: i64,
+    pub started_at: Option<i64>,
+    pub finished_at: Option<i64>,
+    pub queue_ms: Option<i64>,
+    pub first_token_ms: Option<i64>,
+    pub fence: i64,
+    pub attempt_count: i32,
+    pub input: Option<String>,
+    pub output: Option<String>,
+    pub finish_reason: Option<String>,
+    pub error_code: Option<String>,
+    pub error_message: Option<String>,
+    pub error_retryable: Option<bool>,
+    pub input_tokens: Option<i64>,
+    pub output_tokens: Option<i64>,
+    pub cost_nano_usd: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+/// The columns that an ending takes over from its own row when the run's row is there already. The others were written with the
+/// run and stay; `started_at` and `attempt_count` are merged.
+pub(super) const ENDING_COLUMNS: [Column; 17] = [
+    Column::State,
+    Column::Model,
+    Column::Provider,
+    Column::Job,
+    Column::FinishedAt,
+    Column::QueueMs,
+    Column::FirstTokenMs,
+    Column::Fence,
+    Column::Input,
+    Column::Output,
+    Column::FinishReason,
+    Column::ErrorCode,
+    Column::ErrorMessage,
+    Column::ErrorRetryable,
+    Column::InputTokens,
+    Column::OutputTokens,
+    Column::CostNanoUsd,
+];
+
+/// Whether the texts of a run are written, or left out because the database refused them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Texts {
+    Kept,
+    Dropped,
+}
+
+/// The row of a run that waits.
+pub(super) fn queued(job: &Job) -> ActiveModel {
+    ActiveModel {
+        // JSON escapes what a text column could not hold.
+        job: Set(String::from_utf8(job.encode()).ok()),
+        fence: Set(0),
+        attempt_count: Set(0),
+        ..accepted(job, RunState::Queued, job.targets.first().map_or("", |target| &target.model))
+    }
+}
+
+/// The whole row of a run that has ended.
+pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> ActiveModel {
+    let attempt = ending.attempt.as_ref();
+    let usage = ending.usage();
+    let keep = job.keep_content && texts == Texts::Kept;
+    let (output, finish_reason, failure) = match &ending.outcome {
+        Outcome::Succeeded { output, finish_reason } => (Some(output), finish_reason.as_ref(), None),
+        Outcome::Failed(failure) => (None, None, Some(failure)),
+        Outcome::Cancelled | Outcome::Expired => (None, None, None),
+    };
+    ActiveModel {
+        provider: Set(attempt.map(|attempt| storable(&attempt.provider))),
+        job: Set(None),
+        started_at: Set(ending.started_at.map(|at| at.0)),
+        finished_at: Set(Some(ending.finished_at.0)),
+        queue_ms: Set(Some(signed(ending.queue_ms))),
+        first_token_ms: Set(attempt.and_then(|attempt| attempt.first_token_ms).map(signed)),
+        fence: Set(ending.fence.0),
+        attempt_count: Set(attempt.map_or(0, |attempt| attempt.number)),
+        input: Set(keep.then(|| input_of(job))),
+        output: Set(output.filter(|_| keep).map(|text| storable(text))),
+        finish_reason: Set(finish_reason.filter(|_| texts == Texts::Kept).map(|text| storable(text))),
+        error_code: Set(failure.map(|failure| storable(&failure.code))),
+        error_message: Set(failure.map(|failure| storable(&failure.message))),
+        error_retryable: Set(failure.map(|failure| failure.retryable)),
+        input_tokens: Set(usage.input_tokens.map(signed)),
+        output_tokens: Set(usage.output_tokens.map(signed)),
+        cost_nano_usd: Set(ending.cost_nano_usd()),
+        ..accepted(job, ending.outcome.state(), &ending.model)
+    }
+}
+
+/// What is known of a run from the start.
+fn accepted(job: &Job, state: RunState, model: &str) -> ActiveModel {
+    ActiveModel {
+        id: Set(job.id.0),
+        account: Set(job.account.0),
+        api_key: Set(job.key.map(|key| key.0)),
+        prompt: Set(job.prompt.0),
+        prompt_name: Set(storable(&job.prompt_name)),
+        prompt_version: Set(job.prompt_version),
+        lane: Set(job.lane.as_str().to_owned()),
+        state: Set(state.as_str().to_owned()),
+        model: Set(storable(model)),
+        // A map of strings always serialises.
+        metadata: Set(serde_json::to_string(&job.metadata).unwrap_or_else(|_| "{}".to_owned())),
+        stream: Set(job.stream),
+        created_at: Set(job.created_at.0),
+        deadline: Set(job.deadline.0),
+        ..<ActiveModel as ActiveModelTrait>::default()
+    }
+}
+
+fn input_of(job: &Job) -> String {
+    #[derive(Serialize)]
+    struct Input<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        system: Option<&'a str>,
+        user: &'a str,
+    }
+    let input = Input { system: job.request.system.as_deref(), user: &job.request.user };
+    // Two strings always serialise.
+    serde_json::to_string(&input).unwrap_or_default()
+}
+
+/// What reading a run needs: not its job, and not its input.
+#[derive(Debug, DerivePartialModel)]
+#[sea_orm(entity = "Entity")]
+pub(super) struct Row {
+    pub id: Uuid,
+    account: Uuid,
+    prompt_name: String,
+    prompt_version: i32,
+    lane: String,
+    state: String,
+    model: String,
+    metadata: String,
+    created_at: i64,
+    deadline: i64,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+    queue_ms: Option<i64>,
+    fence: i64,
+    output: Option<String>,
+    finish_reason: Option<String>,
+    error_code: Option<String>,
+    error_message: Option<String>,
+    error_retryable: Option<bool>,
+    input_tokens: Option<i64>,
+    output_tokens: Option<i64>,
+    cost_nano_usd: Option<i64>,
+}
+
+impl Row {
+    pub fn into_record(self, attempts: Vec<Attempt>) -> Result<RunRecord, LedgerError> {
+        let state = self.state()?;
+        Ok(RunRecord {
+            id: RunId(self.id),
+            account: AccountId(self.account),
+            state,
+            lane: self.lane.parse().map_err(|()| unreadable(self.id, "lane"))?,
+            metadata: serde_json::from_str(&self.metadata).map_err(|_| unreadable(self.id, "metadata"))?,
+            prompt_version: self.prompt_version,
+            created_at: UnixMillis(self.created_at),
+            deadline: UnixMillis(self.deadline),
+            started_at: self.started_at.map(UnixMillis),
+            finished_at: self.finished_at.map(UnixMillis),
+            queue_ms: self.queue_ms.map(super::unsigned),
+            attempts,
+            failure: (state == RunState::Failed)
+                .then(|| failure(self.error_code, self.error_message, self.error_retryable)),
+            usage: Usage {
+                input_tokens: self.input_tokens.map(super::unsigned),
+                output_tokens: self.output_tokens.map(super::unsigned),
+            },
+            cost_nano_usd: self.cost_nano_usd,
+            prompt_name: self.prompt_name,
+            model: self.model,
+            output: self.output,
+            finish_reason: self.finish_reason,
+        })
+    }
+
+    /// The ending of a run that has one; `last` is its last attempt.
+    pub fn into_ending(self, last: Option<Attempt>) -> Result<Ending, LedgerError> {
+        let outcome = match (self.state()?, self.output) {
+            (RunState::Succeeded, Some(output)) => Outcome::Succeeded { output, finish_reason: self.finish_reason },
+            (RunState::Succeeded, None) => Outcome::Failed(output_not_kept()),
+            (RunState::Failed, _) => {
+                Outcome::Failed(failure(self.error_code, self.error_message, self.error_retryable))
+            }
+            (RunState::Cancelled, _) => Outcome::Cancelled,
+            (RunState::Expired, _) => Outcome::Expired,
+            (RunState::Queued | RunState::Running, _) => return Err(unreadable(self.id, "state")),
+        };
+        let finished_at = self.finished_at.ok_or_else(|| unreadable(self.id, "end"))?;
+        Ok(Ending {
+            v: WIRE_VERSION,
+            run: RunId(self.id),
+            fence: Fence(self.fence),
+            outcome,
+            model: self.model,
+            started_at: self.started_at.map(UnixMillis),
+            finished_at: UnixMillis(finished_at),
+            queue_ms: self.queue_ms.map(super::unsigned).unwrap_or_default(),
+            attempt: last,
+        })
+    }
+
+    fn state(&self) -> Result<RunState, LedgerError> {
+        self.state.parse().map_err(|()| unreadable(self.id, "state"))
+    }
+}
+
+fn failure(code: Option<String>, message: Option<String>, retryable: Option<bool>) -> Failure {
+    Failure {
+        code: code.unwrap_or_default(),
+        message: message.unwrap_or_default(),
+        retryable: retryable.unwrap_or_default(),
+    }
+}
+
+/// What somebody who waits for the output of a run is told when the run succeeded and its output was never stored: an empty text would
+/// pass for the model's answer.
+fn output_not_kept() -> Failure {
+    Failure {
+        code: "output_not_kept".to_owned(),
+        message: "The run succeeded, but its output was lost on the way, and outputs are not stored.".to_owned(),
+        retryable: true,
+    }
+}

@@ -1,0 +1,317 @@
+//! The writes of the ledger, each one transaction.
+//!
+//! Rows are written in the order of their keys, so that two processes that write the same rows wait for each other instead of
+//! blocking each other for good. The numbers of rows in a statement are few, so that connections keep them all prepared.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, QueryFilter,
+    QueryTrait, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    entity::prelude::*,
+    sea_query::{OnConflict, Query},
+};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{
+    Fault, LedgerStats, Settled,
+    attempts::{self, CALL_COLUMNS},
+    runs::{self, ENDING_COLUMNS, Texts},
+};
+use crate::job::{Attempt, AttemptOutcome, Ending, Fence, Job, RunId};
+
+/// How long PostgreSQL may take to answer: a server that was stopped in the middle keeps its connections open and says nothing.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Rows of one statement, at most: 256 rows of `runs` have 7680 parameters, and SQLite takes 32766 (PostgreSQL 65535).
+const MAX_ROWS: usize = 256;
+
+/// The connection, and the right to write.
+#[derive(Clone)]
+pub(super) struct Store {
+    db: DatabaseConnection,
+    /// SQLite has one writer at a time: writes of this process take turns here, in order, instead of polling for the file's lock.
+    turn: Option<Arc<Mutex<()>>>,
+    inserts: Arc<AtomicU64>,
+    insert_commits: Arc<AtomicU64>,
+}
+
+impl Store {
+    pub fn new(db: DatabaseConnection) -> Self {
+        let turn = (db.get_database_backend() == DbBackend::Sqlite).then(Arc::default);
+        Self { db, turn, inserts: Arc::default(), insert_commits: Arc::default() }
+    }
+
+    pub fn stats(&self) -> LedgerStats {
+        LedgerStats {
+            inserts: self.inserts.load(Ordering::Relaxed),
+            insert_commits: self.insert_commits.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Runs a query against the database.
+    pub async fn read<T, Q>(&self, query: impl Fn(DatabaseConnection) -> Q) -> Result<T, DbErr>
+    where
+        Q: Future<Output = Result<T, DbErr>>,
+    {
+        self.answered(|| query(self.db.clone())).await
+    }
+
+    pub async fn ping(&self) -> Result<(), DbErr> {
+        self.answered(|| self.db.ping()).await
+    }
+
+    pub async fn insert(&self, jobs: &[Arc<Job>]) -> Result<(), DbErr> {
+        self.answered(|| self.insert_once(jobs)).await?;
+        self.inserts.fetch_add(u64::try_from(jobs.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.insert_commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn insert_once(&self, jobs: &[Arc<Job>]) -> Result<(), DbErr> {
+        let mut jobs: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
+        jobs.sort_unstable_by_key(|job| job.id);
+        let inserts: Vec<Statement> = statements(&jobs)
+            .map(|jobs| {
+                runs::Entity::insert_many(jobs.iter().map(|job| runs::queued(job)))
+                    .on_conflict(OnConflict::column(runs::Column::Id).do_nothing().to_owned())
+                    .build(self.db.get_database_backend())
+            })
+            .collect();
+        let _turn = self.turn().await;
+        // One statement is a transaction by itself, without the round trips of BEGIN and COMMIT.
+        if inserts.len() == 1 {
+            for insert in inserts {
+                self.db.execute_raw(insert).await?;
+            }
+            return Ok(());
+        }
+        let transaction = self.begin().await?;
+        for insert in inserts {
+            transaction.execute_raw(insert).await?;
+        }
+        transaction.commit().await
+    }
+
+    /// Writes endings and their attempts.
+    pub async fn settle(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Result<Vec<Settled>, DbErr> {
+        self.answered(|| self.settle_once(batch, texts)).await
+    }
+
+    async fn settle_once(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Result<Vec<Settled>, DbErr> {
+        let calls = batch.iter().filter_map(|(job, ending)| Some((job.id, ending.attempt.as_ref()?)));
+        let mut settled = vec![Settled::AlreadyEnded; batch.len()];
+        let _turn = self.turn().await;
+        let transaction = self.begin().await?;
+        self.write_attempts(&transaction, calls, texts).await?;
+        for round in rounds(batch) {
+            for entries in statements(&round) {
+                let won = self.write_endings(&transaction, entries, texts).await?;
+                for (index, job, _) in entries {
+                    if let Some(settled) = settled.get_mut(*index)
+                        && won.contains(&job.id.0)
+                    {
+                        *settled = Settled::Won;
+                    }
+                }
+            }
+        }
+        transaction.commit().await?;
+        Ok(settled)
+    }
+
+    /// Answers with the runs that this statement ended.
+    async fn write_endings(
+        &self,
+        transaction: &DatabaseTransaction,
+        entries: &[Entry<'_>],
+        texts: Texts,
+    ) -> Result<HashSet<Uuid>, DbErr> {
+        use runs::{Column, Entity};
+        let rows = entries.iter().map(|(_, job, ending)| runs::ended(job, ending, texts));
+        let on_conflict = OnConflict::column(Column::Id)
+            .update_columns(ENDING_COLUMNS)
+            .value(Column::StartedAt, Expr::cust("COALESCE(runs.started_at, excluded.started_at)"))
+            .value(
+                Column::AttemptCount,
+                Expr::cust(
+                    "CASE WHEN excluded.attempt_count > runs.attempt_count \
+                     THEN excluded.attempt_count ELSE runs.attempt_count END",
+                ),
+            )
+            .action_and_where(Expr::cust("runs.finished_at IS NULL AND runs.fence <= excluded.fence"))
+            .to_owned();
+        let mut upsert = Entity::insert_many(rows).on_conflict(on_conflict);
+        QueryTrait::query(&mut upsert).returning(Query::returning().column(Column::Id));
+        let written = transaction.query_all_raw(upsert.build(self.db.get_database_backend())).await?;
+        written.into_iter().map(|row| row.try_get::<Uuid>("", "id")).collect()
+    }
+
+    /// Records attempts of runs that go on.
+    pub async fn record(&self, batch: &[(RunId, Attempt)], texts: Texts) -> Result<(), DbErr> {
+        self.answered(|| self.record_once(batch, texts)).await
+    }
+
+    async fn record_once(&self, batch: &[(RunId, Attempt)], texts: Texts) -> Result<(), DbErr> {
+        use runs::{Column, Entity};
+        let calls: BTreeMap<RunId, &Attempt> = latest(batch);
+        let _turn = self.turn().await;
+        let transaction = self.begin().await?;
+        self.write_attempts(&transaction, batch.iter().map(|(run, attempt)| (*run, attempt)), texts).await?;
+        for (run, attempt) in calls {
+            Entity::update_many()
+                .col_expr(Column::Fence, Expr::value(attempt.fence.0))
+                .col_expr(Column::AttemptCount, Expr::value(attempt.number))
+                .col_expr(Column::StartedAt, Expr::col(Column::StartedAt).if_null(attempt.started_at.0))
+                .filter(Column::Id.eq(run.0))
+                .filter(Column::FinishedAt.is_null())
+                .filter(Column::Fence.lt(attempt.fence.0))
+                .exec(&transaction)
+                .await?;
+        }
+        transaction.commit().await
+    }
+
+    async fn write_attempts(
+        &self,
+        transaction: &DatabaseTransaction,
+        calls: impl Iterator<Item = (RunId, &Attempt)>,
+        texts: Texts,
+    ) -> Result<(), DbErr> {
+        use attempts::{Column, Entity};
+        // Each call once, as its own worker tells it: a statement must not write a row twice.
+        let mut unique: BTreeMap<(RunId, Fence), &Attempt> = BTreeMap::new();
+        for (run, attempt) in calls {
+            let known = unique.entry((run, attempt.fence)).or_insert(attempt);
+            if known.outcome == AttemptOutcome::WorkerLost {
+                *known = attempt;
+            }
+        }
+        let unique: Vec<(RunId, &Attempt)> = unique.into_iter().map(|((run, _), attempt)| (run, attempt)).collect();
+        let lost = AttemptOutcome::WorkerLost.as_str();
+        for calls in statements(&unique) {
+            let on_conflict = OnConflict::columns([Column::Run, Column::Fence])
+                .update_columns(CALL_COLUMNS)
+                .action_and_where(ExprTrait::eq(Expr::col((Entity, Column::Outcome)), lost))
+                .action_and_where(Expr::cust("excluded.outcome <> attempts.outcome"))
+                .to_owned();
+            let upsert = Entity::insert_many(calls.iter().map(|(run, attempt)| attempts::row(*run, attempt, texts)))
+                .on_conflict(on_conflict)
+                .build(self.db.get_database_backend());
+            transaction.execute_raw(upsert).await?;
+        }
+        Ok(())
+    }
+
+    async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        match &self.turn {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        }
+    }
+
+    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+        self.db
+            .begin_with_options(TransactionOptions {
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..TransactionOptions::default()
+            })
+            .await
+    }
+
+    /// Bounds the wait for an answer, and repeats a step once when the connection that it was made on turned out to be broken.
+    async fn answered<T, F>(&self, step: impl Fn() -> F) -> Result<T, DbErr>
+    where
+        F: Future<Output = Result<T, DbErr>>,
+    {
+        match self.bounded(step()).await {
+            Err(error) if Fault::of(&error) == (Fault::Unreachable { broken: true }) => self.bounded(step()).await,
+            result => result,
+        }
+    }
+
+    async fn bounded<T>(&self, step: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+        if self.db.get_database_backend() == DbBackend::Sqlite {
+            return step.await;
+        }
+        tokio::time::timeout(ANSWER_WITHIN, step).await.unwrap_or_else(|_| {
+            Err(DbErr::Conn(RuntimeErr::Internal(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))))
+        })
+    }
+}
+
+/// An ending with its place in the batch.
+type Entry<'a> = (usize, &'a Job, &'a Ending);
+
+/// Splits a batch so that no round holds a run twice: a statement must not write a row twice, and the first of two endings has the
+/// first chance. Each round is in the order of the ids.
+fn rounds(batch: &[(Arc<Job>, Arc<Ending>)]) -> Vec<Vec<Entry<'_>>> {
+    let mut seen: HashMap<RunId, usize> = HashMap::with_capacity(batch.len());
+    let mut rounds: Vec<Vec<Entry<'_>>> = Vec::new();
+    for (index, (job, ending)) in batch.iter().enumerate() {
+        let times = seen.entry(job.id).or_default();
+        let entry = (index, job.as_ref(), ending.as_ref());
+        match rounds.get_mut(*times) {
+            Some(round) => round.push(entry),
+            None => rounds.push(vec![entry]),
+        }
+        *times += 1;
+    }
+    for round in &mut rounds {
+        round.sort_unstable_by_key(|(_, job, _)| job.id);
+    }
+    rounds
+}
+
+/// The newest attempt of each run, in the order of the ids.
+fn latest(batch: &[(RunId, Attempt)]) -> BTreeMap<RunId, &Attempt> {
+    let mut latest: BTreeMap<RunId, &Attempt> = BTreeMap::new();
+    for (run, attempt) in batch {
+        let known = latest.entry(*run).or_insert(attempt);
+        if attempt.fence > known.fence {
+            *known = attempt;
+        }
+    }
+    latest
+}
+
+/// Cuts rows into statements of 1 to 8, 16, 32, 64, 128 or 256 rows: thirteen texts for each kind of write.
+fn statements<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let (statement, left) = rest.split_at_checked(statement_size(rest.len()))?;
+        rest = left;
+        (!statement.is_empty()).then_some(statement)
+    })
+}
+
+fn statement_size(rows: usize) -> usize {
+    match rows {
+        0..=8 => rows,
+        _ => Ord::min(1 << rows.ilog2(), MAX_ROWS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_hold_every_row_once_in_few_sizes() {
+        let sizes = |rows: usize| statements(&vec![(); rows]).map(<[()]>::len).collect::<Vec<_>>();
+        assert_eq!(sizes(0), Vec::<usize>::new());
+        assert_eq!(sizes(7), [7]);
+        assert_eq!(sizes(13), [8, 5]);
+        assert_eq!(sizes(255), [128, 64, 32, 16, 8, 7]);
+        assert_eq!(sizes(600), [256, 256, 64, 16, 8]);
+        for rows in 0..2000 {
+            assert_eq!(sizes(rows).iter().sum::<usize>(), rows);
+        }
+    }
+}

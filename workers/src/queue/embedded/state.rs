@@ -1,0 +1,388 @@
+//! The state machine of the embedded queue: every rule of [`crate::queue`], without I/O and without a clock.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    admission::Rates,
+    lanes::Lanes,
+    leases::{Leases, Tombstones},
+    limits::Scope,
+    line::End,
+    run::{Now, Place, Run, Task, far, millis, weight},
+    waiting::Waiting,
+};
+use crate::{
+    job::{Ending, Fence, FrontDoorId, Job, Lane, Outcome, RunId, WorkerId},
+    queue::{
+        Admission, Admitted, Cancelled, Claim, Held, LaneStats, QueueStats, Release, Renewal, Restored, Sighting,
+        Submission, ending_in_queue,
+    },
+};
+
+/// When a caller that met a full queue may try again.
+const FULL_FOR: Duration = Duration::from_secs(1);
+
+/// Everything the queue knows.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) runs: HashMap<RunId, Run>,
+    pub(super) waiting: Waiting,
+    pub(super) leases: Leases,
+    pub(super) scopes: HashMap<String, Scope>,
+    pub(super) lanes: Lanes,
+    /// Turns given so far; the scopes of a lane go round by it.
+    pub(super) turns: u64,
+    pub(super) paused: bool,
+    rates: Rates,
+    tombstones: Tombstones,
+    fresh: bool,
+    /// Grows with every change that may let a worker claim something.
+    changes: u64,
+    /// For each worker that found less than it could take: the changes it had seen. There is one worker a process.
+    drained: HashMap<WorkerId, u64>,
+}
+
+/// What a worker that looks for runs may expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pending {
+    /// Something changed since it last looked, or it left something.
+    Now,
+    /// A delayed run is due then.
+    At(Instant),
+    Nothing,
+}
+
+impl State {
+    pub(super) fn new(lease: Duration) -> Self {
+        Self {
+            runs: HashMap::new(),
+            waiting: Waiting::default(),
+            leases: Leases::new(lease),
+            scopes: HashMap::new(),
+            lanes: Lanes::default(),
+            turns: 0,
+            paused: false,
+            rates: Rates::default(),
+            tombstones: Tombstones::default(),
+            fresh: true,
+            changes: 0,
+            drained: HashMap::new(),
+        }
+    }
+
+    /// Does what time alone brings about. To be called before every step.
+    pub(super) fn tidy(&mut self, now: Now) {
+        self.tombstones.prune(now);
+        self.rates.prune(now.at);
+        while let Some((due, id)) = self.waiting.first_due()
+            && due <= now.at
+            && let Some(run) = self.runs.get_mut(&id)
+        {
+            self.waiting.remove(run);
+            self.waiting.enter(run, due, End::Back);
+            self.changes += 1;
+        }
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    pub(super) fn pending(&self, worker: WorkerId) -> Pending {
+        if self.drained.get(&worker).copied().unwrap_or(0) != self.changes {
+            return Pending::Now;
+        }
+        self.waiting.first_due().map_or(Pending::Nothing, |(due, _)| Pending::At(due))
+    }
+
+    /// Remembers whether a worker found all there was.
+    pub(super) fn looked(&mut self, worker: WorkerId, drained: bool) {
+        if drained {
+            self.drained.insert(worker, self.changes);
+        } else {
+            self.drained.remove(&worker);
+        }
+    }
+
+    pub(super) fn admit(&mut self, job: &Job, admission: &Admission, now: Now) -> Admitted {
+        if !self.knows(job.id) {
+            if let Some(refused) = self.refuse(weight(job), admission, now) {
+                return refused;
+            }
+            self.rates.charge(&admission.rules, now.at);
+        }
+        Admitted::Yes { rates: self.rates.left(&admission.rules, now.at) }
+    }
+
+    /// Also returns an ending that is to be sent at once: the run was restored from the ledger, and has ended, before its own submission came.
+    pub(super) fn enqueue(
+        &mut self,
+        submission: Submission,
+        admission: Option<&Admission>,
+        now: Now,
+    ) -> (Admitted, Option<(FrontDoorId, Box<Ending>)>) {
+        let Submission { job, reply_to } = submission;
+        let admitted = match admission {
+            Some(admission) => self.admit(&job, admission, now),
+            None => Admitted::Yes { rates: Vec::new() },
+        };
+        let mut missed = None;
+        if let Some(run) = self.runs.get_mut(&job.id) {
+            // Whoever restored it did not know who waits.
+            if let (None, Some(front_door)) = (run.reply_to, reply_to) {
+                run.reply_to = reply_to;
+                missed = run.lease().and_then(|lease| lease.ending.clone()).map(|ending| (front_door, ending));
+            }
+        } else if matches!(admitted, Admitted::Yes { .. }) {
+            self.add(job, reply_to, 0, now);
+        }
+        (admitted, missed)
+    }
+
+    pub(super) fn heartbeat(&mut self, worker: WorkerId, held: &[(RunId, Fence)], now: Now) -> Vec<Renewal> {
+        let expires = self.leases.expiry(now);
+        let mut renew = |id: RunId, fence: Fence| {
+            let run = self.runs.get_mut(&id)?;
+            let lease = run.held(fence).filter(|lease| lease.worker.is_none_or(|owner| owner == worker))?;
+            let calling = lease.ending.is_none() && matches!(lease.task, Task::Call);
+            // The slot of an expired call may be somebody else's by now, even if no reaper has come yet.
+            if calling && lease.expires <= now.at {
+                return None;
+            }
+            let before = self.leases.renew(id, lease, expires);
+            let wanted = lease.ending.is_none() && lease.asked.is_some();
+            if let Some(scope) = self.scopes.get_mut(run.scope()) {
+                scope.renew(id, before, expires);
+            }
+            Some(if wanted { Renewal::Cancel } else { Renewal::Held })
+        };
+        held.iter().map(|&(id, fence)| renew(id, fence).unwrap_or(Renewal::Lost)).collect()
+    }
+
+    /// Also returns which front door is to be told.
+    pub(super) fn stash(&mut self, ending: &Ending) -> (Held, Option<FrontDoorId>) {
+        let id = ending.run;
+        let Some(run) = self.runs.get_mut(&id) else {
+            return (if self.tombstones.contains(id) { Held::Elsewhere } else { Held::Unknown }, None);
+        };
+        let Some(lease) = run.held(ending.fence) else { return (Held::Elsewhere, None) };
+        if lease.ending.is_some() {
+            // A repetition: what was stashed first stays.
+            return (Held::Done, None);
+        }
+        lease.ending = Some(Box::new(ending.clone()));
+        let (expires, charge) = (lease.expires, lease.charge);
+        if let Some(scope) = self.scopes.get_mut(run.scope()) {
+            scope.free(id, expires);
+            // While the provider did not say what it counted, the reservation stands.
+            if let (Some(charge), Some(tokens)) = (charge, ending.usage().total()) {
+                scope.settle(charge, tokens);
+            }
+        }
+        self.changes += 1;
+        (Held::Done, run.reply_to)
+    }
+
+    pub(super) fn finish(&mut self, runs: &[(RunId, Fence)], now: Now) {
+        for &(id, fence) in runs {
+            let Some(run) = self.runs.get_mut(&id) else {
+                // Whatever became of it here, it has ended: a late copy must not come to life.
+                self.tombstones.add(id, now);
+                continue;
+            };
+            let Some(lease) = run.held(fence) else { continue };
+            self.leases.drop(id, lease);
+            let expires = lease.expires;
+            if let Some(scope) = self.scopes.get_mut(run.scope()) {
+                scope.free(id, expires);
+            }
+            self.runs.remove(&id);
+            self.tombstones.add(id, now);
+            self.changes += 1;
+        }
+    }
+
+    pub(super) fn release(&mut self, id: RunId, fence: Fence, how: Release, now: Now) -> Held {
+        let Some(run) = self.runs.get_mut(&id) else {
+            return if self.tombstones.contains(id) { Held::Elsewhere } else { Held::Unknown };
+        };
+        let scope = self.scopes.get_mut(run.scope());
+        let Some(lease) = run.held(fence).filter(|lease| lease.ending.is_none()) else { return Held::Elsewhere };
+        if let Some(scope) = scope {
+            scope.free(id, lease.expires);
+        }
+        self.changes += 1;
+        let uncounted = how == Release::HandBack && matches!(lease.task, Task::Call);
+        let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire);
+        let (first, since) = (lease.first, lease.ready_since);
+        if lease.asked.is_some() || unfinished {
+            // What is left to do is no call, and reapers hand that out.
+            self.leases.orphan(id, lease, now);
+            return Held::Done;
+        }
+        self.leases.drop(id, lease);
+        run.place = Place::Nowhere;
+        match how {
+            Release::Retry { after, target } => {
+                run.target = target.min(run.job.targets.len().saturating_sub(1));
+                if after.is_zero() {
+                    self.waiting.enter(run, now.at, End::Back);
+                } else {
+                    self.waiting.delay(run, far(now.at, after));
+                }
+            }
+            Release::HandBack => {
+                if uncounted {
+                    run.attempts -= 1;
+                }
+                if first {
+                    run.started_at = None;
+                }
+                self.waiting.enter(run, since, End::Front);
+                if uncounted && let Some(line) = self.waiting.line_mut(run.scope(), run.job.lane) {
+                    line.refund(run.job.account, run.cost());
+                }
+            }
+        }
+        Held::Done
+    }
+
+    pub(super) fn reap(&mut self, worker: WorkerId, limit: usize, now: Now) -> Vec<Claim> {
+        let mut claims = Vec::new();
+        while claims.len() < limit {
+            if let Some(run) = self.leases.expired(now).and_then(|id| self.runs.get_mut(&id)) {
+                let expired = run.lease().map(|lease| lease.expires).unwrap_or(now.at);
+                if let Some(scope) = self.scopes.get_mut(run.scope()) {
+                    scope.free(run.id(), expired);
+                }
+                self.leases.take_over(run, worker, now);
+                claims.extend(run.claim());
+            } else if let Some(run) = self.waiting.expired(now).and_then(|id| self.runs.get_mut(&id)) {
+                let since = self.waiting.remove(run).unwrap_or(now.at);
+                self.leases.grant(run, Some(worker), Task::Expire, since, now);
+                claims.extend(run.claim());
+            } else {
+                break;
+            }
+            self.changes += 1;
+        }
+        claims
+    }
+
+    /// Also returns which front door is to be told.
+    pub(super) fn cancel(&mut self, id: RunId, outcome: Outcome, now: Now) -> (Cancelled, Option<FrontDoorId>) {
+        let Some(run) = self.runs.get_mut(&id) else {
+            let finished = self.tombstones.contains(id);
+            return (if finished { Cancelled::Finished } else { Cancelled::Unknown }, None);
+        };
+        if let Some(lease) = run.lease_mut() {
+            if lease.ending.is_some() {
+                return (Cancelled::Finished, None);
+            }
+            lease.asked.get_or_insert(outcome);
+            return (Cancelled::Signalled, None);
+        }
+        let since = self.waiting.remove(run).unwrap_or(now.at);
+        self.leases.grant(run, None, Task::Record, since, now);
+        let fence = run.lease().map(|lease| lease.fence).unwrap_or_default();
+        let ending = Box::new(Ending {
+            started_at: run.started_at,
+            ..ending_in_queue(&run.job, fence, outcome, now.wall(), None)
+        });
+        if let Some(lease) = run.lease_mut() {
+            lease.ending = Some(ending.clone());
+        }
+        (Cancelled::Ended { job: run.job.clone(), ending }, run.reply_to)
+    }
+
+    pub(super) fn pause_scope(&mut self, scope: &str, after: Duration, now: Now) {
+        self.scopes.entry(scope.to_owned()).or_default().pause(after, now.at);
+    }
+
+    pub(super) fn missing(&self, runs: &[RunId]) -> Vec<RunId> {
+        runs.iter().copied().filter(|&id| !self.knows(id)).collect()
+    }
+
+    pub(super) fn restore(&mut self, runs: &[Restored], now: Now) {
+        for run in runs {
+            self.add(Arc::clone(&run.job), None, run.attempts, now);
+        }
+    }
+
+    pub(super) fn was_reset(&mut self) -> bool {
+        std::mem::take(&mut self.fresh)
+    }
+
+    pub(super) fn locate(&self, id: RunId) -> Option<Sighting> {
+        let run = self.runs.get(&id)?;
+        let lease = run.lease();
+        if lease.is_some_and(|lease| lease.ending.is_some()) {
+            return None;
+        }
+        Some(Sighting { leased: lease.is_some(), started_at: run.started_at })
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.paused = paused;
+        self.changes += 1;
+    }
+
+    pub(super) fn stats(&self, now: Now) -> QueueStats {
+        let lane = |lane| {
+            let (ready, oldest) = self.waiting.ready(lane);
+            let waited = oldest.map(|since| now.at.saturating_duration_since(since)).unwrap_or_default();
+            LaneStats { ready, oldest_ms: millis(waited) }
+        };
+        QueueStats {
+            lanes: Lane::ALL.map(lane),
+            delayed: self.waiting.delayed(),
+            leased: self.leases.len() as u64,
+            bytes: self.waiting.bytes(),
+            paused: self.paused,
+        }
+    }
+
+    fn knows(&self, id: RunId) -> bool {
+        self.runs.contains_key(&id) || self.tombstones.contains(id)
+    }
+
+    /// Why a job of this weight cannot be admitted.
+    fn refuse(&self, bytes: u64, admission: &Admission, now: Now) -> Option<Admitted> {
+        if let Some((rule, after)) = self.rates.exceeded(&admission.rules, now.at) {
+            let rates = self.rates.left(&admission.rules, now.at);
+            return Some(Admitted::Limited { rule, after, rates });
+        }
+        let full = self.waiting.len() >= admission.max_depth
+            || self.waiting.bytes().saturating_add(bytes) > admission.max_bytes;
+        full.then_some(Admitted::Full { after: FULL_FOR })
+    }
+
+    /// Takes a run in that the queue does not know.
+    fn add(&mut self, job: Arc<Job>, reply_to: Option<FrontDoorId>, attempts: i32, now: Now) {
+        if self.knows(job.id) {
+            return;
+        }
+        let mut run = Run {
+            bytes: weight(&job),
+            deadline: far(now.at, Duration::from_millis(job.deadline.since(now.wall()))),
+            job,
+            reply_to,
+            attempts,
+            losses: 0,
+            target: 0,
+            started_at: None,
+            place: Place::Nowhere,
+        };
+        self.waiting.enter(&mut run, now.at, End::Back);
+        self.runs.insert(run.id(), run);
+        self.changes += 1;
+    }
+
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        self.waiting.check(self.runs.values());
+        self.leases.check(self.runs.values());
+    }
+}

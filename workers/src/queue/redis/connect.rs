@@ -1,0 +1,225 @@
+//! Connections: a pool for commands, and connections of their own for reads that block.
+
+use std::time::Duration;
+
+use deadpool_redis::{Pool, Runtime, Timeouts};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, InfoDict, RedisError, ServerErrorKind,
+    aio::{MultiplexedConnection, PubSub},
+};
+use tokio::time::timeout;
+
+use super::RedisSettings;
+use crate::{providers::Secret, queue::Unreachable};
+
+/// The whole of [`Connections::open`].
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// To make, check or wait for one connection.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(2);
+/// One command, from its sending to its answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// One step, with the wait for a connection.
+const STEP_WITHIN: Duration = Duration::from_secs(4);
+/// The first version whose scripts can say what they do when memory is short.
+const OLDEST_MAJOR_VERSION: u32 = 7;
+
+/// Why there is no queue, for the operator. No message holds the URL, because it may hold a password.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error(
+        "the Redis URL is malformed; it looks like redis://[user:password@]host:port[/database], or rediss:// for TLS"
+    )]
+    Malformed,
+    #[error("Redis at {address} does not answer")]
+    Unreachable {
+        /// Host and port, or the path of the socket.
+        address: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("Redis at {address} refused the user or password of its URL")]
+    Refused { address: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("Redis at {address} has version {version}; version 7 or newer is needed (or Valkey)")]
+    TooOld { address: String, version: String },
+}
+
+/// The way to one Redis. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connections {
+    client: Client,
+    pool: Pool,
+}
+
+impl Connections {
+    /// Connects and checks what is there; returns what the operator should know about it.
+    pub async fn open(settings: &RedisSettings) -> Result<(Self, Vec<String>), ConnectError> {
+        let client = client(&settings.url)?;
+        let address = client.get_connection_info().addr().to_string();
+        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| ConnectError::Unreachable {
+            address: address.clone(),
+            source,
+        };
+
+        let pool = pool(&client, settings.max_connections).map_err(&unreachable)?;
+        let connections = Self { client, pool };
+        let opened = timeout(CONNECT_WITHIN, async {
+            let mut connection = connections.dedicated().await?;
+            let info = query(&mut connection, redis::cmd("INFO")).await;
+            let policy = query(&mut connection, redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").clone()).await;
+            Ok((info, policy))
+        });
+        let (info, policy): (Result<InfoDict, _>, Result<Vec<String>, _>) = match opened.await {
+            Ok(Ok(answers)) => answers,
+            Ok(Err(error)) => return Err(refusal(error, address)),
+            Err(late) => return Err(unreachable(Box::new(late))),
+        };
+        let warnings = check(info, policy, address)?;
+        Ok((connections, warnings))
+    }
+
+    /// Runs one step on a connection of the pool, within a bounded time.
+    pub async fn step<T>(
+        &self,
+        step: impl AsyncFnOnce(&mut deadpool_redis::Connection) -> Result<T, RedisError>,
+    ) -> Result<T, Unreachable> {
+        timeout(STEP_WITHIN, async {
+            let mut connection = self.pool.get().await.map_err(unreachable)?;
+            let answer = step(&mut connection).await;
+            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)) {
+                // The server was demoted. The name may lead to its successor by now, and only a new connection finds out.
+                drop(deadpool_redis::Connection::take(connection));
+            }
+            answer.map_err(unreachable)
+        })
+        .await
+        .unwrap_or_else(|late| Err(unreachable(late)))
+    }
+
+    /// A new connection whose reads may block. The caller bounds them, or it never notices that its peer is gone.
+    pub async fn dedicated(&self) -> Result<MultiplexedConnection, RedisError> {
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECTION_WITHIN)).set_response_timeout(None);
+        // The timeout of the connection does not hold for the greeting that follows it.
+        timeout(CONNECTION_WITHIN, self.client.get_multiplexed_async_connection_with_config(&config))
+            .await
+            .unwrap_or_else(|_| Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+    }
+
+    /// A new connection that listens to channels.
+    pub async fn pubsub(&self) -> Result<PubSub, RedisError> {
+        timeout(CONNECTION_WITHIN, self.client.get_async_pubsub())
+            .await
+            .unwrap_or_else(|_| Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+    }
+}
+
+/// A command on a connection that has no response timeout of its own.
+async fn query<T: FromRedisValue>(
+    connection: &mut MultiplexedConnection,
+    command: redis::Cmd,
+) -> Result<T, RedisError> {
+    timeout(ANSWER_WITHIN, command.query_async(connection))
+        .await
+        .unwrap_or_else(|_| Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+}
+
+pub(super) fn unreachable(error: impl std::error::Error + Send + Sync + 'static) -> Unreachable {
+    Unreachable(Box::new(error))
+}
+
+fn client(url: &Secret) -> Result<Client, ConnectError> {
+    // The parser's own words are dropped: they may repeat a part of the URL.
+    let client = Client::open(url.expose()).map_err(|_| ConnectError::Malformed)?;
+    if matches!(client.get_connection_info().addr(), ConnectionAddr::TcpTls { .. }) {
+        // TLS needs a provider for the process; an error means that there is one already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+    Ok(client)
+}
+
+fn pool(client: &Client, max_connections: usize) -> Result<Pool, Box<dyn std::error::Error + Send + Sync>> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECTION_WITHIN))
+        .set_response_timeout(Some(ANSWER_WITHIN));
+    let manager = deadpool_redis::Manager::new_with_config(client.get_connection_info().clone(), config)?;
+    let within = Some(CONNECTION_WITHIN);
+    Ok(Pool::builder(manager)
+        .max_size(max_connections.max(1))
+        .timeouts(Timeouts { wait: within, create: within, recycle: within })
+        .runtime(Runtime::Tokio1)
+        .build()?)
+}
+
+fn refusal(error: RedisError, address: String) -> ConnectError {
+    let refused = error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"));
+    let source = Box::new(error);
+    if refused { ConnectError::Refused { address, source } } else { ConnectError::Unreachable { address, source } }
+}
+
+/// Judges what Redis says about itself. A user that may not ask is not an error: it may be allowed all that the queue needs.
+fn check(
+    info: Result<InfoDict, RedisError>,
+    policy: Result<Vec<String>, RedisError>,
+    address: String,
+) -> Result<Vec<String>, ConnectError> {
+    let mut warnings = Vec::new();
+    let forbidden = |error: &RedisError| error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm);
+    let info = match info {
+        Ok(info) => Some(info),
+        Err(error) if forbidden(&error) => {
+            warnings.push(
+                "Redis does not let this user run INFO, so its version could not be checked; version 7 or newer is needed"
+                    .to_owned(),
+            );
+            None
+        }
+        Err(error) => return Err(refusal(error, address)),
+    };
+    let said = |name: &str| info.as_ref().and_then(|info| info.get::<String>(name));
+
+    if let Some(version) = said("redis_version") {
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_none_or(|major| major < OLDEST_MAJOR_VERSION) {
+            return Err(ConnectError::TooOld { address, version });
+        }
+    }
+    let policy = policy.ok().and_then(|pair| pair.into_iter().nth(1)).or_else(|| said("maxmemory_policy"));
+    match policy.as_deref() {
+        Some("noeviction") => {}
+        Some(other) => warnings.push(format!(
+            "Redis has maxmemory-policy {other}, so it may drop queued runs when its memory is full; set maxmemory-policy noeviction"
+        )),
+        None => warnings.push(
+            "Redis does not say its maxmemory-policy; it must be noeviction, or queued runs may be dropped when its memory is full"
+                .to_owned(),
+        ),
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judge(info: &str) -> Result<Vec<String>, ConnectError> {
+        check(Ok(InfoDict::new(info)), Ok(vec![]), "host:6379".into())
+    }
+
+    #[test]
+    fn versions_before_seven_are_refused() {
+        for (version, accepted) in
+            [("6.2.14", false), ("7.0.15", true), ("7.2.4", true), ("10.0.0", true), ("x", false)]
+        {
+            let judged = judge(&format!("redis_version:{version}\r\nmaxmemory_policy:noeviction\r\n"));
+            match judged {
+                Ok(warnings) => assert!(accepted && warnings.is_empty(), "{version}: {warnings:?}"),
+                Err(error) => {
+                    assert!(!accepted);
+                    let told =
+                        format!("Redis at host:6379 has version {version}; version 7 or newer is needed (or Valkey)");
+                    assert_eq!(error.to_string(), told);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Endings on their way to a front door: its stream is read over a connection of its own.
+
+use std::time::Duration;
+
+use redis::{RedisError, Value, aio::MultiplexedConnection, streams::StreamReadReply};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::connect::{Connections, unreachable};
+use crate::{
+    job::Ending,
+    queue::{Reply, Unreachable},
+};
+
+/// Messages that the front door has not taken yet; beyond them they wait in Redis.
+const CHANNEL: usize = 1024;
+/// Entries of one read.
+const BATCH: usize = 256;
+/// One blocking read, so that a peer that is gone without a word is noticed.
+const BLOCK: Duration = Duration::from_secs(5);
+/// How much later than that its answer may come.
+const GRACE: Duration = Duration::from_secs(2);
+/// The stream's time to live, renewed by every read and every ending (`REPLY_TTL` in `common.lua`).
+const STREAM_TTL: Duration = Duration::from_secs(600);
+/// When Redis has lost its memory, runs come back from the ledger without the address of who waits for them. So for this long the front door
+/// is told again and again to ask the ledger.
+const SWEEP_FOR: Duration = Duration::from_secs(60);
+const SWEEP_EVERY: Duration = Duration::from_secs(2);
+
+/// Connects, and starts to read. The reader ends with the token, or when nobody listens any more.
+pub(super) async fn listen(
+    connections: Connections,
+    stream: String,
+    epoch: String,
+    stop: CancellationToken,
+) -> Result<mpsc::Receiver<Reply>, Unreachable> {
+    let mut connection = connections.dedicated().await.map_err(unreachable)?;
+    let seen = redis::cmd("GET").arg(&epoch).clone();
+    let seen = timeout(GRACE, seen.query_async(&mut connection)).await.map_err(unreachable)?.map_err(unreachable)?;
+    let memory = Memory { epoch: seen, sweep_until: None };
+    let (send, receive) = mpsc::channel(CHANNEL);
+    let mut reader = Reader { connections, stream, last: "0-0".into(), epoch, memory, send };
+    tokio::spawn(async move {
+        let gone = reader.send.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = gone.closed() => {}
+            () = reader.run(connection) => {}
+        }
+    });
+    Ok(receive)
+}
+
+struct Reader {
+    connections: Connections,
+    stream: String,
+    /// The last entry that was passed on. What came before is trimmed with the next read.
+    last: String,
+    /// The key that is there unless Redis has lost its memory.
+    epoch: String,
+    memory: Memory,
+    send: mpsc::Sender<Reply>,
+}
+
+impl Reader {
+    async fn run(&mut self, connection: MultiplexedConnection) {
+        let mut connection = Some(connection);
+        let mut backoff = Backoff::default();
+        loop {
+            let Some(open) = &mut connection else {
+                backoff.pause().await;
+                connection = self.connections.dedicated().await.ok();
+                if connection.is_some() && self.send.send(Reply::Resumed).await.is_err() {
+                    return;
+                }
+                continue;
+            };
+            match self.read(open).await {
+                Ok(endings) => {
+                    backoff = Backoff::default();
+                    for ending in endings {
+                        if self.send.send(Reply::Ended(Box::new(ending))).await.is_err() {
+                            return;
+                        }
+                    }
+                    if self.memory.must_sweep(Instant::now()) && self.send.send(Reply::Resumed).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "lost the connection that brings endings; connecting again");
+                    connection = None;
+                }
+            }
+        }
+    }
+
+    /// Waits for the next endings, after trimming those that were passed on.
+    async fn read(&mut self, connection: &mut MultiplexedConnection) -> Result<Vec<Ending>, RedisError> {
+        let block = if self.memory.is_sweeping() { SWEEP_EVERY } else { BLOCK };
+        let mut read = redis::pipe();
+        read.cmd("XTRIM").arg(&self.stream).arg("MINID").arg(after(&self.last)).ignore();
+        read.cmd("PEXPIRE").arg(&self.stream).arg(super::millis(STREAM_TTL)).ignore();
+        read.cmd("XREAD").arg("COUNT").arg(BATCH).arg("BLOCK").arg(super::millis(block));
+        read.arg("STREAMS").arg(&self.stream).arg(&self.last);
+        read.cmd("GET").arg(&self.epoch);
+        let answer = timeout(block + GRACE, read.query_async(connection)).await;
+        let (entries, epoch): (Option<StreamReadReply>, Option<String>) =
+            answer.map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
+        self.memory.saw(epoch, Instant::now());
+
+        let mut endings = Vec::new();
+        for entry in entries.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| stream.ids) {
+            match entry.map.get("ending").and_then(decode) {
+                Some(ending) => endings.push(ending),
+                None => {
+                    tracing::warn!(stream = %self.stream, entry = %entry.id, "an ending was written by another version; its waiter asks the ledger");
+                    self.memory.sweep(Instant::now());
+                }
+            }
+            self.last = entry.id;
+        }
+        Ok(endings)
+    }
+}
+
+fn decode(value: &Value) -> Option<Ending> {
+    match value {
+        Value::BulkString(bytes) => Ending::decode(bytes).ok(),
+        _ => None,
+    }
+}
+
+/// The first id after `id`.
+fn after(id: &str) -> String {
+    let next = id.rsplit_once('-').and_then(|(time, number)| {
+        let number: u64 = number.parse().ok()?;
+        Some(format!("{time}-{}", number.checked_add(1)?))
+    });
+    // An id that cannot be counted up trims one entry less, which is harmless.
+    next.unwrap_or_else(|| id.to_owned())
+}
+
+/// Whether Redis still knows what it knew, by its epoch.
+#[derive(Debug, Default)]
+struct Memory {
+    epoch: Option<String>,
+    sweep_until: Option<Instant>,
+}
+
+impl Memory {
+    fn saw(&mut self, epoch: Option<String>, now: Instant) {
+        if self.epoch.is_some() && self.epoch != epoch {
+            self.sweep(now);
+        }
+        self.epoch = epoch;
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        self.sweep_until = Some(now + SWEEP_FOR);
+    }
+
+    fn is_sweeping(&self) -> bool {
+        self.sweep_until.is_some()
+    }
+
+    fn must_sweep(&mut self, now: Instant) -> bool {
+        let sweeping = self.is_sweeping();
+        self.sweep_until = self.sweep_until.filter(|until| *until > now);
+        sweeping
+    }
+}
+
+/// Pauses between attempts to connect: from 50 ms up to 2 s.
+#[derive(Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    pub async fn pause(&mut self) {
+        let doubled = 50_u64.saturating_mul(1 << self.failures.min(6));
+        self.failures += 1;
+        sleep(Duration::from_millis(doubled.min(2_000))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_id_counts_its_second_part_up() {
+        assert_eq!(after("0-0"), "0-1");
+        assert_eq!(after("1732373900000-9"), "1732373900000-10");
+    }
+
+    #[test]
+    fn a_changed_epoch_is_a_lost_memory_and_a_first_one_is_not() {
+        let now = Instant::now();
+        let mut memory = Memory::default();
+        memory.saw(None, now);
+        memory.saw(Some("a".into()), now);
+        memory.saw(Some("a".into()), now);
+        assert!(!memory.must_sweep(now));
+        memory.saw(None, now);
+        assert!(memory.must_sweep(now));
+        memory.saw(Some("b".into()), now);
+        assert!(memory.must_sweep(now + SWEEP_FOR), "the last sweep comes after the time");
+        assert!(!memory.must_sweep(now + SWEEP_FOR));
+    }
+}

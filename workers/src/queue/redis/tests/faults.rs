@@ -1,0 +1,232 @@
+use super::*;
+
+#[tokio::test]
+async fn what_redis_forgot_is_restored_under_higher_fences() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    assert!(queue.was_reset().await.unwrap(), "new");
+    assert!(!queue.was_reset().await.unwrap());
+    let (front_door, stop) = (FrontDoorId::new(), CancellationToken::new());
+    let mut replies = queue.replies(front_door, stop.clone()).await.unwrap();
+    let (leased, waiting) = (job(), job());
+    queue.put(&leased).await;
+    let claim = queue.claim_one(worker).await;
+    queue.put(&waiting).await;
+
+    server.command::<()>(&["FLUSHALL"]).await;
+    let both = [leased.id, waiting.id];
+    assert_eq!(queue.missing(&both).await.unwrap(), both);
+    assert_eq!(queue.heartbeat(worker, &[(leased.id, claim.fence)]).await.unwrap(), [Renewal::Lost]);
+    assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Unknown);
+    assert!(queue.was_reset().await.unwrap());
+    assert!(!queue.was_reset().await.unwrap());
+    assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)), "its address was forgotten as well");
+
+    let runs = [leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1 });
+    queue.restore(&runs).await.unwrap();
+    queue.restore(&runs).await.unwrap();
+    let claims = queue.claim(worker, 5, &scopes()).await.unwrap().claims;
+    assert_eq!(claims.len(), 2);
+    assert!(claims.iter().all(|again| again.fence > claim.fence && again.attempt == 2));
+}
+
+#[tokio::test]
+async fn a_finished_run_that_redis_forgot_leaves_a_tombstone() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let job = job();
+    queue.finish(&[(job.id, Fence(7))]).await.unwrap();
+    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0 }]).await.unwrap();
+    assert!(queue.claim(WorkerId::new(), 1, &scopes()).await.unwrap().claims.is_empty());
+}
+
+#[tokio::test]
+async fn endings_survive_a_killed_connection_and_come_once() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, front_door) = (WorkerId::new(), FrontDoorId::new());
+    let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        let reader = eventually(async || {
+            let clients: String = server.command(&["CLIENT", "LIST"]).await;
+            let line = clients.lines().find(|line| line.contains("cmd=xread"))?.to_owned();
+            line.split(' ').find_map(|field| field.strip_prefix("id=")).map(str::to_owned)
+        })
+        .await;
+        if round > 0 {
+            server.command::<u32>(&["CLIENT", "KILL", "ID", &reader]).await;
+        }
+        for _ in 0..5 {
+            queue.put_for(&job(), front_door).await;
+            let claim = queue.claim_one(worker).await;
+            queue.stash(&ending(&claim, worker)).await.unwrap();
+            expected.push(claim.job.id);
+        }
+        // The resumption is told before the endings that come after it.
+        let (mut got, mut resumed) = (Vec::new(), false);
+        while got.len() < 5 {
+            match soon(replies.recv()).await {
+                Some(Reply::Ended(ending)) => got.push(ending.run),
+                Some(Reply::Resumed) => resumed = true,
+                None => panic!("the reader stopped"),
+            }
+        }
+        assert_eq!(got, expected.split_off(expected.len() - 5));
+        assert_eq!(resumed, round > 0);
+    }
+    let stream = format!("{{q:test}}:reply:{front_door}");
+    eventually(async || (server.command::<u32>(&["XLEN", &stream]).await == 0).then_some(())).await;
+    assert!(server.command::<i64>(&["PTTL", &stream]).await > 0);
+}
+
+#[tokio::test]
+async fn cancellations_come_again_after_a_killed_connection() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let mut cancellations = queue.cancellations(CancellationToken::new()).await.unwrap();
+    server.command::<u32>(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    eventually(async || {
+        let listening: (String, u32) = server.command(&["PUBSUB", "NUMSUB", "{q:test}:cancel"]).await;
+        (listening.1 == 1).then_some(())
+    })
+    .await;
+    queue.put(&job()).await;
+    let claim = queue.claim_one(WorkerId::new()).await;
+    queue.cancel(claim.job.id, Outcome::Cancelled).await.unwrap();
+    assert_eq!(soon(cancellations.recv()).await, Some(claim.job.id));
+}
+
+#[tokio::test]
+async fn a_stopped_redis_is_unreachable_at_once_and_heals_without_a_restart() {
+    let mut server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, front_door) = (WorkerId::new(), FrontDoorId::new());
+    let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
+    queue.ping().await.unwrap();
+    queue.wait(worker, Duration::from_millis(1)).await.unwrap();
+
+    server.stop();
+    let started = Instant::now();
+    assert!(queue.ping().await.is_err());
+    assert!(queue.claim(worker, 1, &scopes()).await.is_err());
+    assert!(queue.wait(worker, Duration::from_secs(30)).await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+
+    assert!(server.restart().await);
+    eventually(async || queue.ping().await.ok()).await;
+    assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)));
+    queue.put_for(&job(), front_door).await;
+    let claim = queue.claim_one(worker).await;
+    queue.stash(&ending(&claim, worker)).await.unwrap();
+    loop {
+        match soon(replies.recv()).await {
+            Some(Reply::Ended(told)) => break assert_eq!(told.run, claim.job.id),
+            Some(Reply::Resumed) => {}
+            None => panic!("the reader stopped"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_is_unreachable_within_seconds() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    queue.ping().await.unwrap();
+    server.command::<()>(&["CLIENT", "PAUSE", "60000", "ALL"]).await;
+    let started = Instant::now();
+    assert!(queue.ping().await.is_err());
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
+    let started = Instant::now();
+    assert!(matches!(RedisQueue::connect(server.settings()).await, Err(ConnectError::Unreachable { .. })));
+    assert!(started.elapsed() < Duration::from_secs(7), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn full_memory_refuses_new_runs_and_lets_the_others_end() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    for _ in 0..3 {
+        queue.put(&job()).await;
+    }
+    server.command::<()>(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
+    let refused = job();
+    let submission = Submission { job: Arc::new(refused.clone()), reply_to: None };
+    assert!(queue.enqueue(submission, None).await.is_err());
+    assert_eq!(queue.missing(&[refused.id]).await.unwrap(), [refused.id], "nothing of it is left");
+    let claims = queue.claim(worker, 5, &scopes()).await.unwrap().claims;
+    assert_eq!(claims.len(), 3);
+    for claim in &claims {
+        assert_eq!(queue.stash(&ending(claim, worker)).await.unwrap(), Held::Done);
+    }
+    queue.finish(&claims.iter().map(|claim| (claim.job.id, claim.fence)).collect::<Vec<_>>()).await.unwrap();
+    assert_eq!(queue.stats().await.unwrap(), QueueStats::default());
+}
+
+#[tokio::test]
+async fn a_queued_run_costs_little_more_than_its_payload() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let used = async || -> usize {
+        let info: redis::InfoDict = server.command(&["INFO", "memory"]).await;
+        info.get("used_memory").unwrap()
+    };
+    let job = Job { account: AccountId::new(), ..job() };
+    let payload = job.encode().len();
+    let runs: Vec<Restored> =
+        (0..5_000).map(|_| Restored { job: Arc::new(Job { id: RunId::new(), ..job.clone() }), attempts: 0 }).collect();
+    let before = used().await;
+    queue.restore(&runs).await.unwrap();
+    let each = (used().await - before) / runs.len();
+    assert!(each - payload <= 2048, "{} bytes beside a payload of {payload}", each - payload);
+}
+
+#[tokio::test]
+async fn the_operator_reads_what_is_wrong_and_no_password() {
+    let connect = async |url: &str| {
+        let settings = RedisSettings { url: Secret::new(url), pool: "test".into(), max_connections: 1 };
+        match RedisQueue::connect(settings).await {
+            Ok(_) => panic!("{url} was accepted"),
+            Err(error) => {
+                let shown = format!("{error} {error:?}");
+                assert!(!shown.contains("hunter2"), "{shown}");
+                error
+            }
+        }
+    };
+    assert!(matches!(connect("http://x:hunter2@localhost").await, ConnectError::Malformed));
+    assert!(matches!(connect("redis://:hunter2@localhost:notaport").await, ConnectError::Malformed));
+    let error = connect("redis://:hunter2@127.0.0.1:1").await;
+    assert_eq!(error.to_string(), "Redis at 127.0.0.1:1 does not answer");
+
+    let server = Server::with(&["--requirepass", "right", "--maxmemory-policy", "allkeys-lru"]).await;
+    let error = connect(&format!("redis://:hunter2@127.0.0.1:{}", server.port)).await;
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+    let error = connect(&format!("redis://127.0.0.1:{}", server.port)).await;
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+
+    let url = Secret::new(format!("redis://:right@127.0.0.1:{}", server.port));
+    let settings = RedisSettings { url, ..server.settings() };
+    let queue = RedisQueue::connect(settings).await.unwrap();
+    let [warning] = queue.warnings() else { panic!("{:?}", queue.warnings()) };
+    assert!(warning.contains("maxmemory-policy allkeys-lru"), "{warning}");
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_ask_about_the_server_may_still_use_it() {
+    let server = Server::start().await;
+    let connect = async |user: &str, forbidden: &[&str]| {
+        let words = [&["ACL", "SETUSER", user, "on", ">right", "~{q:*", "&{q:*", "+@all"], forbidden].concat();
+        server.command::<()>(&words).await;
+        let url = Secret::new(format!("redis://{user}:right@127.0.0.1:{}", server.port));
+        let queue = RedisQueue::connect(RedisSettings { url, ..server.settings() }).await.unwrap();
+        queue.put(&job()).await;
+        queue.claim_one(WorkerId::new()).await;
+        queue.cancellations(CancellationToken::new()).await.unwrap();
+        queue.warnings().len()
+    };
+    assert_eq!(connect("quiet", &["-config"]).await, 0, "INFO says it too");
+    assert_eq!(connect("silent", &["-config", "-info"]).await, 2, "version and policy are not known");
+}

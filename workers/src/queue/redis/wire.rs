@@ -1,0 +1,158 @@
+//! What crosses the border to the scripts: jobs and admissions in, claims and answers out.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use redis::{FromRedisValue, Value};
+
+use super::{connect::unreachable, scripts::Invocation};
+use crate::{
+    job::{Ending, Fence, FrontDoorId, Job, RunId, UnixMillis, WorkerId},
+    queue::{Admission, Admitted, Claim, Held, LostCall, RateLeft, Unreachable, Work},
+};
+
+/// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
+const MAX_TOKENS: u64 = 1_000_000_000;
+/// When to try again while too much waits: about the time in which a busy pool moves on.
+const FULL_RETRY: Duration = Duration::from_secs(2);
+
+/// A script answered what it never answers: the code on the two sides does not match.
+#[derive(Debug, thiserror::Error)]
+#[error("a step of the queue gave an answer that cannot be read: {0}")]
+struct Garbled(&'static str);
+
+pub(super) fn garbled(what: &'static str) -> Unreachable {
+    unreachable(Garbled(what))
+}
+
+/// Adds one run, as `put.lua` takes it.
+pub(super) fn put(
+    invocation: Invocation,
+    job: &Job,
+    bytes: &[u8],
+    attempts: i32,
+    reply_to: Option<FrontDoorId>,
+) -> Invocation {
+    let scope = job.targets.first().map(|target| target.provider.as_str()).unwrap_or_default();
+    let scopes = match job.targets.as_slice() {
+        [] | [_] => String::new(),
+        targets => {
+            let names: Vec<&str> = targets.iter().map(|target| target.provider.as_str()).collect();
+            // Strings always serialise.
+            serde_json::to_string(&names).unwrap_or_default()
+        }
+    };
+    invocation
+        .arg(job.id.to_string())
+        .arg(job.account.to_string())
+        .arg(job.lane.as_str())
+        .arg(scope)
+        .arg(scopes)
+        .arg(job.deadline.0)
+        .arg(job.tokens.min(MAX_TOKENS))
+        .arg(attempts)
+        .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
+        .arg(bytes)
+}
+
+/// Adds an admission, as `admission.lua` takes it.
+pub(super) fn admission(mut invocation: Invocation, admission: &Admission) -> Invocation {
+    invocation = invocation.arg(admission.max_depth).arg(admission.max_bytes);
+    for rule in &admission.rules {
+        invocation = invocation.arg(format!("{}:{}", rule.name, rule.subject)).arg(rule.per_minute);
+    }
+    invocation
+}
+
+/// Reads the answer of `admission.lua`.
+pub(super) fn admitted(answer: Vec<Value>, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
+    let rules = admission.map(|admission| admission.rules.as_slice()).unwrap_or_default();
+    let mut answer = answer.into_iter();
+    let limited = match next::<String>(&mut answer)?.as_str() {
+        "yes" => None,
+        "limited" => Some((next::<usize>(&mut answer)?, next(&mut answer)?)),
+        "full" => return Ok(Admitted::Full { after: FULL_RETRY }),
+        _ => return Err(garbled("an unknown admission")),
+    };
+    let mut rates = Vec::with_capacity(rules.len());
+    for rule in rules {
+        let remaining = next(&mut answer)?;
+        let reset = Duration::from_millis(next(&mut answer)?);
+        rates.push(RateLeft { name: rule.name, per_minute: rule.per_minute, remaining, reset });
+    }
+    let Some((index, after)) = limited else { return Ok(Admitted::Yes { rates }) };
+    let rule = rules.get(index).ok_or_else(|| garbled("an unknown rule"))?.name;
+    Ok(Admitted::Limited { rule, after: Duration::from_millis(after), rates })
+}
+
+fn next<T: FromRedisValue>(answer: &mut impl Iterator<Item = Value>) -> Result<T, Unreachable> {
+    let value = answer.next().ok_or_else(|| garbled("a part is missing"))?;
+    redis::from_redis_value(value).map_err(unreachable)
+}
+
+/// Reads the answer of `stash.lua` and `release.lua`.
+pub(super) fn held(answer: &str) -> Result<Held, Unreachable> {
+    match answer {
+        "done" => Ok(Held::Done),
+        "elsewhere" => Ok(Held::Elsewhere),
+        "unknown" => Ok(Held::Unknown),
+        _ => Err(garbled("an unknown answer about a lease")),
+    }
+}
+
+/// A claim as the scripts hand it out: thirteen strings.
+pub(super) type Row = Vec<Vec<u8>>;
+
+/// A row, read.
+pub(super) enum Read {
+    Claim(Box<Claim>),
+    /// Its job or ending was written by another version.
+    Foreign {
+        run: RunId,
+        fence: Fence,
+    },
+}
+
+pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
+    let row: [Vec<u8>; 13] = row.try_into().map_err(|_| garbled("a claim has another length"))?;
+    let [id, job, fence, attempt, target, waited, started, work, lost @ .., ending] = row;
+    let run = parse(&id)?;
+    let fence = Fence(parse(&fence)?);
+    let Ok(job) = Job::decode(&job) else { return Ok(Read::Foreign { run, fence }) };
+    let work = match work.as_slice() {
+        b"call" => Work::Call,
+        b"expire" => Work::Expire,
+        b"cancel" => Work::Cancel,
+        b"lost" => Work::Lost(lost_call(&lost)?),
+        b"poison" => Work::Poison(lost_call(&lost)?),
+        b"record" => match Ending::decode(&ending) {
+            Ok(ending) => Work::Record(Box::new(ending)),
+            Err(_) => return Ok(Read::Foreign { run, fence }),
+        },
+        _ => return Err(garbled("an unknown kind of work")),
+    };
+    Ok(Read::Claim(Box::new(Claim {
+        job: Arc::new(job),
+        fence,
+        attempt: parse(&attempt)?,
+        target: parse(&target)?,
+        queue_ms: parse(&waited)?,
+        started_at: UnixMillis(parse(&started)?),
+        work,
+    })))
+}
+
+fn lost_call([worker, fence, attempt, taken]: &[Vec<u8>; 4]) -> Result<LostCall, Unreachable> {
+    Ok(LostCall {
+        worker: parse::<WorkerId>(worker)?,
+        fence: Fence(parse(fence)?),
+        attempt: parse(attempt)?,
+        started_at: UnixMillis(parse(taken)?),
+    })
+}
+
+pub(super) fn parse<T: FromStr>(bytes: &[u8]) -> Result<T, Unreachable> {
+    std::str::from_utf8(bytes)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| garbled("a field is not what it should be"))
+}

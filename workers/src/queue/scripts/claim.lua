@@ -1,0 +1,258 @@
+-- ARGV: worker, how many runs at most, lease, then name, concurrency, requests a minute and tokens a minute of every scope (empty: no limit).
+-- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
+local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+
+local WEIGHT = { interactive = 8, default = 3, batch = 1 }
+-- After so long the first run of a lane has waited too long: its lane has twice the weight, and tokens are saved up for it.
+local PATIENCE = { interactive = 10000, default = 30000, batch = 60000 }
+-- At most so many entries of ended runs are swept out of the lists in one step.
+local SWEEP = 500
+local IDLE_TTL = 45000
+
+local scopes, named = {}, {}
+for i = 4, #ARGV, 4 do
+  local scope = {
+    name = ARGV[i],
+    max_slots = tonumber(ARGV[i + 1]),
+    max_requests = tonumber(ARGV[i + 2]),
+    max_tokens = tonumber(ARGV[i + 3]),
+    heads = {},
+  }
+  scopes[#scopes + 1] = scope
+  named[scope.name] = true
+end
+
+-- A worker with free slots left is idle: new work of its scopes wakes it.
+local function set_idle(is_idle)
+  for _, scope in ipairs(scopes) do
+    local idle = key('idle', scope.name)
+    if is_idle then
+      redis.call('ZADD', idle, now + IDLE_TTL, worker)
+      redis.call('PEXPIRE', idle, IDLE_TTL)
+      redis.call('SADD', key('scopes'), scope.name)
+    else
+      redis.call('ZREM', idle, worker)
+    end
+  end
+end
+
+if redis.call('EXISTS', key('paused')) == 1 then
+  set_idle(true)
+  return { -1, {} }
+end
+
+for scope in pairs(promote()) do
+  if not named[scope] then wake(scope) end
+end
+
+local meta = {}
+for _, lane in ipairs(LANES) do
+  local credit, virtual = unpack(redis.call('HMGET', key('meta'), 'credit:' .. lane, 'virtual:' .. lane))
+  meta[lane] = { credit = tonumber(credit) or 0, virtual = tonumber(virtual) or 0 }
+end
+
+-- What the scope's limits have left.
+local busy = {}
+for _, scope in ipairs(scopes) do
+  if has_waiting(scope.name) then
+    busy[#busy + 1] = scope
+    local paused = tonumber(redis.call('GET', key('paused', scope.name)))
+    if paused and paused > now then scope.paused = paused end
+    redis.call('ZREMRANGEBYSCORE', key('slots', scope.name), '-inf', now)
+    if scope.max_slots then
+      scope.slots = scope.max_slots - redis.call('ZCARD', key('slots', scope.name))
+    end
+    if scope.max_requests then
+      scope.counted = count(key('requests', scope.name))
+    end
+    if scope.max_tokens then
+      scope.spent = spent(scope.name)
+    end
+  end
+end
+
+-- A run that reserves more than a whole minute allows is charged the whole minute: it goes alone.
+local function need(scope, head)
+  return math.min(head.tokens, scope.max_tokens)
+end
+
+-- Why a call in this scope has to wait: nil when it has not.
+local function obstacle(scope, head)
+  if scope.paused then return 'paused' end
+  if scope.slots and scope.slots <= 0 then return 'slots' end
+  if scope.counted and scope.counted >= scope.max_requests then return 'requests' end
+  if scope.spent and scope.spent + need(scope, head) > scope.max_tokens then return 'tokens' end
+  return nil
+end
+
+local function opens_at(scope, head)
+  local why = obstacle(scope, head)
+  if why == 'paused' then return scope.paused end
+  if why == 'slots' then
+    local first = redis.call('ZRANGE', key('slots', scope.name), 0, 0, 'WITHSCORES')
+    return (tonumber(first[2]) or (now + lease)) + 1
+  end
+  if why == 'requests' then return opens(key('requests', scope.name), scope.counted, scope.max_requests) end
+  if why == 'tokens' then return tokens_open(scope.name, scope.spent, need(scope, head), scope.max_tokens) end
+  return now + 1000
+end
+
+-- The run whose turn it is in a lane of a scope: the first one of the account with the lowest virtual time. Entries of runs that have left the
+-- line in another way (cancelled, expired) are swept out here.
+local swept = 0
+local function find_head(lane, scope)
+  local turns = key('turns', lane, scope.name)
+  while true do
+    local first = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
+    local account, virtual = first[1], tonumber(first[2])
+    if not account then return false end
+    -- The account may have had turns in other scopes of the lane since.
+    local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+    local line = key('ready', lane, scope.name, account)
+    local id = redis.call('LINDEX', line, 0)
+    if not id then
+      redis.call('ZREM', turns, account)
+    elseif own > virtual then
+      redis.call('ZADD', turns, own, account)
+    else
+      local state, run_scope, ready, tokens, deadline, cancel = read(id, 'state', 'scope', 'ready', 'tokens', 'deadline', 'cancel')
+      if state == 'ready' and run_scope == scope.name then
+        local work = 'call'
+        if cancel then
+          work = cancel == 'expired' and 'expire' or 'cancel'
+        elseif tonumber(deadline) <= now then
+          work = 'expire'
+        end
+        return {
+          id = id, account = account, virtual = virtual, line = line, turns = turns, lane = lane, scope = scope,
+          work = work, ready = tonumber(ready), tokens = tonumber(tokens),
+        }
+      end
+      redis.call('LPOP', line)
+      swept = swept + 1
+      if swept >= SWEEP then return false end
+    end
+  end
+end
+
+-- The run that goes next, over all lanes and scopes; nil when none may.
+local function choose()
+  local best, weights, total = {}, {}, 0
+  for _, scope in ipairs(busy) do
+    local saving = false
+    for _, lane in ipairs(LANES) do
+      local head = scope.heads[lane]
+      if head == nil then
+        head = find_head(lane, scope)
+        scope.heads[lane] = head
+      end
+      if head and head.work == 'call' and now - head.ready > PATIENCE[lane] and obstacle(scope, head) == 'tokens' then
+        saving = true
+      end
+    end
+    for _, lane in ipairs(LANES) do
+      local head = scope.heads[lane]
+      if head and (head.work ~= 'call' or (not saving and not obstacle(scope, head))) then
+        local other = best[lane]
+        if not other or head.virtual < other.virtual or (head.virtual == other.virtual and head.ready < other.ready) then
+          best[lane] = head
+        end
+      end
+    end
+  end
+  local chosen
+  for _, lane in ipairs(LANES) do
+    local head = best[lane]
+    if head then
+      local weight = WEIGHT[lane]
+      if now - head.ready > PATIENCE[lane] then weight = 2 * weight end
+      weights[lane] = weight
+      total = total + weight
+      if not chosen or meta[lane].credit + weight > meta[chosen].credit + weights[chosen] then chosen = lane end
+    end
+  end
+  return best[chosen], weights, total
+end
+
+local claims, bytes = {}, 0
+
+-- Hands a run out, with everything that it takes from the limits.
+local function hand_out(head)
+  local id, scope, lane = head.id, head.scope, head.lane
+  redis.call('LPOP', head.line)
+  scope.heads[lane] = nil
+  local job = redis.call('GET', key('job', id))
+  local fence, attempts, target, started = read(id, 'fence', 'attempts', 'target', 'started')
+  end_wait(id, lane)
+  if not job then
+    forget(id)
+    return
+  end
+  local attempt = (tonumber(attempts) or 0) + 1
+  local waited = math.max(now - head.ready, 0)
+  fence = take(id, fence, worker, head.work, lease)
+  if head.work == 'call' then
+    started = started or whole(now)
+    redis.call('HSET', key('run', id), 'attempts', attempt, 'taken', whole(now), 'waited', whole(waited), 'started', started)
+    redis.call('ZADD', key('slots', scope.name), now + lease, id)
+    if scope.slots then scope.slots = scope.slots - 1 end
+    if scope.counted then
+      charge(key('requests', scope.name))
+      scope.counted = scope.counted + 1
+    end
+    if scope.spent then
+      reserve(scope.name, id, fence, need(scope, head))
+      scope.spent = scope.spent + need(scope, head)
+    end
+    -- The account pays for its turn in virtual time. One that was held back for long starts from the lane's time, so that it
+    -- cannot make up for it at the cost of the others.
+    local start = math.max(head.virtual, meta[lane].virtual)
+    meta[lane].virtual = start
+    local after = start + math.max(head.tokens, 1)
+    redis.call('ZADD', key('virtual', lane), after, head.account)
+    redis.call('ZADD', head.turns, 'XX', after, head.account)
+    for _, other in ipairs(busy) do
+      local stale = other.heads[lane]
+      if stale and stale.account == head.account then other.heads[lane] = nil end
+    end
+  end
+  bytes = bytes + #job
+  claims[#claims + 1] = {
+    id, job, fence, whole(attempt), target or '0', whole(waited), started or whole(now), head.work, '', '', '', '', '',
+  }
+end
+
+local more = nil
+while true do
+  local head, weights, total = choose()
+  if not head then break end
+  if #claims >= free or bytes > ANSWER_BYTES then
+    more = head
+    break
+  end
+  for lane, weight in pairs(weights) do
+    meta[lane].credit = meta[lane].credit + weight
+  end
+  meta[head.lane].credit = meta[head.lane].credit - total
+  hand_out(head)
+end
+
+if #claims > 0 then
+  for _, lane in ipairs(LANES) do
+    redis.call('HSET', key('meta'), 'credit:' .. lane, meta[lane].credit, 'virtual:' .. lane, whole(meta[lane].virtual))
+    -- An account whose time the lane has passed is as good as new.
+    redis.call('ZREMRANGEBYSCORE', key('virtual', lane), '-inf', '(' .. whole(meta[lane].virtual))
+  end
+end
+
+set_idle(#claims < free)
+if more then wake(more.scope.name) end
+
+local upcoming = tonumber(redis.call('ZRANGE', key('delay'), 0, 0, 'WITHSCORES')[2]) or math.huge
+for _, scope in ipairs(busy) do
+  for _, lane in ipairs(LANES) do
+    if scope.heads[lane] then upcoming = math.min(upcoming, opens_at(scope, scope.heads[lane])) end
+  end
+end
+if more or swept >= SWEEP then upcoming = now end
+return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), claims }

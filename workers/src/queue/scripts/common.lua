@@ -1,0 +1,130 @@
+-- Shared by all steps. KEYS[1] is the hash tag of the pool, `{q:<pool>}`; every other key is computed from it. That is safe on a cluster as
+-- well: all keys of a pool carry the same tag, so they live in the same slot.
+--
+-- Times are milliseconds of this server's clock; only fences are microseconds. A Lua number holds both exactly, but its text may be cut to 14
+-- digits or get an exponent: what must stay an integer is written with `whole`.
+
+local clock = redis.call('TIME')
+local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local now = math.floor(now_us / 1000)
+
+local LANES = { 'interactive', 'default', 'batch' }
+local WILDCARD = '*'
+local WAKE_TTL = 60000
+local REPLY_TTL = 600000
+local MINUTE = 60000
+-- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
+local ANSWER_BYTES = 4 * 1024 * 1024
+
+local function key(...)
+  return KEYS[1] .. ':' .. table.concat({ ... }, ':')
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function read(id, ...)
+  return unpack(redis.call('HMGET', key('run', id), ...))
+end
+
+local function next_fence(previous)
+  return math.max((tonumber(previous) or 0) + 1, now_us)
+end
+
+-- Wakes one worker that ran out of work in this scope, unless as many as are idle have been woken already. A worker that
+-- waits without having claimed is idle for any scope.
+local function wake(scope)
+  for _, name in ipairs({ scope, WILDCARD }) do
+    local tokens = key('wake', name)
+    local idle = redis.call('ZCOUNT', key('idle', name), now, '+inf')
+    if idle > 0 and redis.call('LLEN', tokens) < idle then
+      redis.call('RPUSH', tokens, 1)
+      redis.call('PEXPIRE', tokens, WAKE_TTL)
+      return
+    end
+  end
+end
+
+local function has_waiting(scope)
+  local keys = {}
+  for i, lane in ipairs(LANES) do
+    keys[i] = key('turns', lane, scope)
+  end
+  return redis.call('EXISTS', unpack(keys)) > 0
+end
+
+-- Gives a concurrency slot back; whoever waits for it is woken.
+local function free_slot(id, scope)
+  if redis.call('ZREM', key('slots', scope), id) == 1 and has_waiting(scope) then
+    wake(scope)
+  end
+end
+
+-- From here on the run counts as waiting (ready or delayed): against depth, bytes and its deadline.
+local function begin_wait(id, deadline, size)
+  redis.call('ZADD', key('deadlines'), deadline, id)
+  redis.call('HINCRBY', key('meta'), 'bytes', whole(size))
+end
+
+local function end_wait(id, lane)
+  redis.call('ZREM', key('waiting', lane), id)
+  redis.call('ZREM', key('delay'), id)
+  redis.call('ZREM', key('deadlines'), id)
+  redis.call('HINCRBY', key('meta'), 'bytes', whole(-redis.call('STRLEN', key('job', id))))
+end
+
+-- Puts a waiting run in line. An account that becomes active starts at the virtual time of its lane, never before it.
+local function make_ready(id, lane, scope, account, since, in_front)
+  redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
+  redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id)
+  local virtual = tonumber(redis.call('HGET', key('meta'), 'virtual:' .. lane)) or 0
+  local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+  redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
+  redis.call('ZADD', key('waiting', lane), since, id)
+end
+
+-- Makes delayed runs ready whose moment has come; returns the set of their scopes. They go in front of their account's other
+-- runs, which came after them.
+local function promote()
+  local scopes = {}
+  local due = redis.call('ZRANGEBYSCORE', key('delay'), '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
+  for i = 1, #due, 2 do
+    local id = due[i]
+    redis.call('ZREM', key('delay'), id)
+    local state, lane, scope, account = read(id, 'state', 'lane', 'scope', 'account')
+    if state == 'delayed' then
+      make_ready(id, lane, scope, account, tonumber(due[i + 1]), true)
+      scopes[scope] = true
+    end
+  end
+  return scopes
+end
+
+-- Sends an ending to the front door that waits, if one does. The stream of a front door that is gone ends with its time to live.
+local function reply(front_door, ending)
+  if front_door then
+    local stream = key('reply', front_door)
+    redis.call('XADD', stream, '*', 'ending', ending)
+    redis.call('PEXPIRE', stream, REPLY_TTL)
+  end
+end
+
+-- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.
+local function forget(id)
+  redis.call('DEL', key('run', id), key('job', id), key('end', id))
+  redis.call('ZREM', key('lease'), id)
+  redis.call('ZREM', key('delay'), id)
+  redis.call('ZREM', key('deadlines'), id)
+  for _, lane in ipairs(LANES) do
+    redis.call('ZREM', key('waiting', lane), id)
+  end
+end
+
+-- Makes `worker` the owner of a run under a new fence, which is returned.
+local function take(id, previous_fence, worker, work, lease)
+  local fence = whole(next_fence(previous_fence))
+  redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', work)
+  redis.call('ZADD', key('lease'), now + lease, id)
+  return fence
+end

@@ -1,0 +1,7 @@
+-- ARGV: scope, for how long. A shorter pause does not end a longer one.
+local paused, after = key('paused', ARGV[1]), tonumber(ARGV[2])
+local before = tonumber(redis.call('GET', paused)) or 0
+if after > 0 and now + after > before then
+  redis.call('SET', paused, whole(now + after), 'PX', whole(after))
+end
+return 1

@@ -1,0 +1,27 @@
+-- Requests a minute, exactly: a list with the moment of every request of the last minute, oldest first. A moment is cut to
+-- the millisecond, so it leaves the minute only when it is *more* than 60,000 ms old.
+
+-- Drops what has left the minute and counts the rest.
+local function count(log)
+  local newest = redis.call('LINDEX', log, -1)
+  if not newest then return 0 end
+  if newest + MINUTE < now then
+    redis.call('DEL', log)
+    return 0
+  end
+  while redis.call('LINDEX', log, 0) + MINUTE < now do
+    redis.call('LPOP', log)
+  end
+  return redis.call('LLEN', log)
+end
+
+-- When a log of `counted` requests has room for another one under `limit`.
+local function opens(log, counted, limit)
+  if limit <= 0 or counted < limit then return now + MINUTE end
+  return redis.call('LINDEX', log, counted - limit) + MINUTE + 1
+end
+
+local function charge(log)
+  redis.call('RPUSH', log, whole(now))
+  redis.call('PEXPIRE', log, MINUTE + 1000)
+end

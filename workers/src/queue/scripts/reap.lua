@@ -1,0 +1,62 @@
+-- ARGV: worker, how many runs at most, lease, losses allowed. Answers {claims…}. What does not fit is left for the next time.
+local worker, limit, lease, allowed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local claims, bytes = {}, 0
+
+for scope in pairs(promote()) do wake(scope) end
+
+local function ending_work(cancel)
+  return cancel == 'cancelled' and 'cancel' or 'expire'
+end
+
+-- Takes a run over. The fields of a lost call are kept until the run is released, so that they survive the loss of a reaper too.
+local function take_over(id, fence, work, job, ending)
+  local new_fence = take(id, fence, worker, work, lease)
+  if work == 'record' then redis.call('HSET', key('run', id), 'state', 'ended') end
+  local attempts, target, ready, waited, started = read(id, 'attempts', 'target', 'ready', 'waited', 'started')
+  local lost_worker, lost_fence, lost_attempt, lost_taken = read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
+  bytes = bytes + #job + #(ending or '')
+  claims[#claims + 1] = {
+    id, job, new_fence, whole((tonumber(attempts) or 0) + 1), target or '0', waited or whole(math.max(now - tonumber(ready), 0)),
+    started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '',
+  }
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
+  if bytes > ANSWER_BYTES then break end
+  local state, fence, work, cancel, scope = read(id, 'state', 'fence', 'work', 'cancel', 'scope')
+  local job = redis.call('GET', key('job', id))
+  local ending = state == 'ended' and redis.call('GET', key('end', id))
+  if state and state ~= 'leased' and state ~= 'ended' then
+    redis.call('ZREM', key('lease'), id)
+  elseif not job or (state == 'ended' and not ending) then
+    forget(id)
+  else
+    free_slot(id, scope)
+    if ending then
+      work = 'record'
+    elseif cancel then
+      work = ending_work(cancel)
+    elseif work == 'call' then
+      local owner, attempts, taken = read(id, 'owner', 'attempts', 'taken')
+      local losses = redis.call('HINCRBY', key('run', id), 'losses', 1)
+      redis.call('HSET', key('run', id), 'lost_worker', owner, 'lost_fence', fence, 'lost_attempt', attempts, 'lost_taken', taken)
+      work = losses > allowed and 'poison' or 'lost'
+    end
+    take_over(id, fence, work, job, ending)
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - #claims, 0))) do
+  if bytes > ANSWER_BYTES then break end
+  local state, fence, cancel, lane = read(id, 'state', 'fence', 'cancel', 'lane')
+  local job = redis.call('GET', key('job', id))
+  if state ~= 'ready' and state ~= 'delayed' then
+    redis.call('ZREM', key('deadlines'), id)
+  elseif not job then
+    forget(id)
+  else
+    end_wait(id, lane)
+    take_over(id, fence, ending_work(cancel), job)
+  end
+end
+return claims

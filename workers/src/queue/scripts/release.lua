@@ -1,0 +1,47 @@
+-- ARGV: id, fence, after, target (empty: as before), '1' when the claim does not count. Answers 'done', 'elsewhere' or 'unknown'.
+local id, after, target, uncounted = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
+local state, fence, work, lane, scope, account = read(id, 'state', 'fence', 'work', 'lane', 'scope', 'account')
+if not state then return 'unknown' end
+if fence ~= ARGV[2] or state ~= 'leased' then return 'elsewhere' end
+
+if uncounted and work ~= 'call' then
+  -- No call was made: what was to be done is still to be done, and the reaper finds it again.
+  redis.call('ZADD', key('lease'), now + after, id)
+  return 'done'
+end
+
+local attempts, deadline, cancel = read(id, 'attempts', 'deadline', 'cancel')
+local scopes, ready, tokens = read(id, 'scopes', 'ready', 'tokens')
+local size = redis.call('STRLEN', key('job', id))
+free_slot(id, scope)
+redis.call('ZREM', key('lease'), id)
+redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
+
+local since = now
+if uncounted then
+  attempts = math.max((tonumber(attempts) or 1) - 1, 0)
+  redis.call('HSET', key('run', id), 'attempts', attempts)
+  if attempts == 0 then redis.call('HDEL', key('run', id), 'started') end
+  since = tonumber(ready)
+  -- The account gets its turn back.
+  local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account))
+  if own then
+    redis.call('ZADD', key('virtual', lane), own - math.max(tonumber(tokens), 1), account)
+    redis.call('ZREM', key('turns', lane, scope), account)
+  end
+end
+if target ~= '' then
+  scope = scopes and cjson.decode(scopes)[tonumber(target) + 1] or scope
+  redis.call('HSET', key('run', id), 'target', target, 'scope', scope)
+end
+
+-- A run that somebody wants to end is not made to wait: whoever comes first, a claim or the reaper, is told to end it.
+begin_wait(id, cancel and now or deadline, size)
+if after > 0 and not cancel then
+  redis.call('HSET', key('run', id), 'state', 'delayed')
+  redis.call('ZADD', key('delay'), now + after, id)
+else
+  make_ready(id, lane, scope, account, since, true)
+end
+wake(scope)
+return 'done'
