@@ -22,7 +22,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use workers::{
     Accepted, CancelOutcome, Engine, Promise, RunView, Waiter,
-    job::{AccountId, Ending, Job, ModelRequest, RunId, RunState, UnixMillis, Usage, WIRE_VERSION},
+    job::{AccountId, Ending, Job, ModelRequest, RunId, UnixMillis, WIRE_VERSION},
     queue::{RateLeft, RateRule},
 };
 
@@ -102,7 +102,7 @@ impl Runner {
             Answer::Wait => Promise::Wait,
             Answer::WaitAtMost(_) | Answer::Later => Promise::Committed,
         };
-        let queued = (promise == Promise::Committed).then(|| Box::new(queued_view(&job)));
+        let queued = (promise == Promise::Committed).then(|| Box::new(RunView::waiting(&job)));
         // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
         let cancels = request.answer != Answer::Later && request.on_disconnect == OnDisconnect::Cancel;
         let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
@@ -238,29 +238,4 @@ fn rules(principal: &Principal, limits: &LimitsConfig) -> Vec<RateRule> {
     .into_iter()
     .flatten()
     .collect()
-}
-
-/// The record of a run that waits: what the ledger holds of it the moment it was accepted.
-fn queued_view(job: &Job) -> RunView {
-    RunView {
-        id: job.id,
-        account: job.account,
-        state: RunState::Queued,
-        prompt_name: job.prompt_name.clone(),
-        prompt_version: job.prompt_version,
-        model: job.targets.first().map(|target| target.model.clone()).unwrap_or_default(),
-        lane: job.lane,
-        metadata: job.metadata.clone(),
-        created_at: job.created_at,
-        deadline: job.deadline,
-        started_at: None,
-        finished_at: None,
-        queue_ms: None,
-        attempts: Vec::new(),
-        output: None,
-        finish_reason: None,
-        failure: None,
-        usage: Usage::default(),
-        cost_nano_usd: None,
-    }
 }

@@ -2,7 +2,6 @@
 
 use std::{error::Error, time::Duration};
 
-use axum::http::StatusCode;
 use chrono::DateTime;
 use serde_json::{Value, json};
 use workers::{
@@ -69,25 +68,25 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// What an HTTP caller gets. Other doors report the same number.
-    pub fn status(&self) -> StatusCode {
+    /// The HTTP status of the refusal (RFC 9110). Doors that are not HTTP report the same number.
+    pub fn status(&self) -> u16 {
         match self {
             Self::Invalid(_)
             | Self::NotSupported(_)
             | Self::TimeoutTooLong { .. }
             | Self::MissingVariables(_)
             | Self::TemplateFailed(_)
-            | Self::InputTooLarge { .. } => StatusCode::BAD_REQUEST,
-            Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => StatusCode::FORBIDDEN,
-            Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => StatusCode::NOT_FOUND,
-            Self::AlreadyEnded(_) => StatusCode::CONFLICT,
-            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            | Self::InputTooLarge { .. } => 400,
+            Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => 403,
+            Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => 404,
+            Self::AlreadyEnded(_) => 409,
+            Self::Limited { .. } => 429,
             Self::QueueFull { .. }
             | Self::Draining
             | Self::QueueUnreachable(_)
             | Self::DatabaseUnreachable(_)
-            | Self::DatabaseFull(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ModelNotConfigured(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            | Self::DatabaseFull(_) => 503,
+            Self::ModelNotConfigured(_) | Self::Internal(_) => 500,
         }
     }
 
@@ -247,7 +246,7 @@ mod tests {
 
     fn check(error: RunError, status: u16, code: &str, retry_after: Option<u64>, sentence: &str) {
         assert_eq!(error.to_string(), sentence);
-        assert_eq!((error.status().as_u16(), error.code()), (status, code), "{sentence}");
+        assert_eq!((error.status(), error.code()), (status, code), "{sentence}");
         assert_eq!(error.retry_after().map(seconds), retry_after, "{sentence}");
         assert!(!(status == 429 || status == 503) || error.retry_after().is_some(), "{sentence}");
     }

@@ -27,6 +27,7 @@ macro_rules! suite {
                 missing_are_the_runs_that_the_queue_never_heard_of
                 the_loss_of_memory_is_told_once
                 a_run_is_located_until_it_has_ended
+                a_run_is_recalled_until_it_is_finished
                 stats_count_every_run_where_it_is
                 the_store_answers
             }

@@ -1,5 +1,6 @@
 //! The engine as front doors see it: submit, watch, cancel.
 
+mod view;
 mod waiters;
 
 use std::{
@@ -143,28 +144,53 @@ impl Engine {
         Ok(Accepted { run, rates, waiter })
     }
 
-    /// A run of an account, with its attempts.
+    /// A run of an account, with its attempts. Knows every run that a caller was told of, even while its row is on its way.
     pub async fn find(&self, account: AccountId, run: RunId) -> Result<Option<RunView>, LedgerError> {
-        let Some(mut record) = self.0.ledger.find(account, run).await? else { return Ok(None) };
-        if record.state.is_terminal() {
-            return Ok(Some(record));
+        let row = self.0.ledger.find(account, run).await?;
+        if row.as_ref().is_some_and(|row| row.state.is_terminal()) {
+            return Ok(row);
         }
-        match self.0.queue.locate(run).await {
-            Ok(Some(sighting)) => {
-                record.state = if sighting.leased { RunState::Running } else { RunState::Queued };
-                record.started_at = sighting.started_at;
+        match self.look_in_queue(account, run, row.clone()).await {
+            Ok(Some(view)) => Ok(Some(view)),
+            // It was finished between the two looks, so that its row is complete by now; or there is no such run.
+            Ok(None) => self.0.ledger.find(account, run).await,
+            // The ledger alone is the truth about every run; only what is not written yet is missing.
+            Err(error) => {
+                tracing::debug!(%run, %error, "a status is shown without the queue");
+                Ok(row)
             }
-            Ok(None) => {}
-            // The ledger alone is the truth about every run; only whether a worker has it at this moment is missing.
-            Err(error) => tracing::debug!(%run, %error, "a status is shown without the queue"),
         }
-        Ok(Some(record))
+    }
+
+    async fn look_in_queue(
+        &self,
+        account: AccountId,
+        run: RunId,
+        row: Option<RunRecord>,
+    ) -> Result<Option<RunView>, Unreachable> {
+        let sighting = self.0.queue.locate(run).await?;
+        let record = match (row, sighting) {
+            (Some(row), Some(_)) => row,
+            // The row is missing, or the run has ended and its row does not say so: the job and the ending are worth their bytes.
+            (row, _) => match self.0.queue.recall(run).await? {
+                Some(recalled) if recalled.job.account == account => RunRecord::completed(row, &recalled),
+                _ => return Ok(None),
+            },
+        };
+        Ok(Some(match sighting {
+            Some(sighting) if !record.state.is_terminal() => RunRecord {
+                state: if sighting.leased { RunState::Running } else { RunState::Queued },
+                started_at: sighting.started_at,
+                ..record
+            },
+            _ => record,
+        }))
     }
 
     /// Cancels a run of an account.
     pub async fn cancel(&self, account: AccountId, run: RunId) -> Result<CancelOutcome, SubmitError> {
-        let Some(record) = self.0.ledger.find(account, run).await? else { return Ok(CancelOutcome::NotFound) };
-        match record.state {
+        let Some(view) = self.find(account, run).await? else { return Ok(CancelOutcome::NotFound) };
+        match view.state {
             RunState::Cancelled => return Ok(CancelOutcome::Cancelled),
             state if state.is_terminal() => return Ok(CancelOutcome::AlreadyEnded),
             _ => {}
@@ -172,8 +198,8 @@ impl Engine {
         match self.end(run, Outcome::Cancelled).await? {
             Ended::Now => Ok(CancelOutcome::Cancelled),
             Ended::Signalled => Ok(CancelOutcome::Requested),
-            Ended::Before => match self.0.ledger.find(account, run).await? {
-                Some(record) if record.state == RunState::Cancelled => Ok(CancelOutcome::Cancelled),
+            Ended::Before => match self.find(account, run).await? {
+                Some(view) if view.state == RunState::Cancelled => Ok(CancelOutcome::Cancelled),
                 _ => Ok(CancelOutcome::AlreadyEnded),
             },
         }

@@ -231,6 +231,14 @@ pub struct Sighting {
     pub started_at: Option<UnixMillis>,
 }
 
+/// What the queue holds of a run until its row is complete.
+#[derive(Clone, Debug)]
+pub struct Recalled {
+    pub job: Arc<Job>,
+    /// Set from the stash on: the run has ended, whatever the ledger knows by now.
+    pub ending: Option<Box<Ending>>,
+}
+
 /// A message to a front door.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -302,6 +310,10 @@ pub trait Queue: Send + Sync + 'static {
 
     /// Where a run is; `None` when the queue does not know it or it has ended.
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable>;
+
+    /// The job and the ending of a run whose row may not be there, or complete, yet; `None` when the queue does not know the run, or it was
+    /// finished.
+    async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable>;
 
     /// Starts to receive the endings that are sent to a front door. They stop with the token.
     async fn replies(

@@ -98,6 +98,23 @@ pub async fn a_run_is_located_until_it_has_ended<S: Store>() {
     assert_eq!(bench.queue.locate(other.id).await.unwrap(), None);
 }
 
+pub async fn a_run_is_recalled_until_it_is_finished<S: Store>() {
+    let bench = S::open(LONG).await;
+    let job = run().job();
+    let recall = async || bench.queue.recall(job.id).await.unwrap();
+    assert!(recall().await.is_none());
+    bench.enqueue(&job).await;
+    let claim = bench.take().await;
+    let recalled = recall().await.unwrap();
+    assert_eq!((&recalled.job, recalled.ending), (&job, None));
+    let ending = succeeded(&claim);
+    bench.stash(&ending).await;
+    let recalled = recall().await.unwrap();
+    assert_eq!((&recalled.job, recalled.ending.as_deref()), (&job, Some(&ending)));
+    bench.queue.finish(&[(job.id, claim.fence)]).await.unwrap();
+    assert!(recall().await.is_none());
+}
+
 pub async fn stats_count_every_run_where_it_is<S: Store>() {
     let bench = S::open(LONG).await;
     assert_eq!(bench.queue.stats().await.unwrap(), Default::default());

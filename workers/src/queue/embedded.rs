@@ -40,8 +40,8 @@ use self::{
     state::{Pending, State},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, Queue, QueueStats, Release, Renewal, Reply, Restored,
-    ScopeLimits, Sighting, Submission, Unreachable,
+    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, Queue, QueueStats, Recalled, Release, Renewal, Reply,
+    Restored, ScopeLimits, Sighting, Submission, Unreachable,
 };
 use crate::job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId};
 
@@ -188,6 +188,10 @@ impl Queue for EmbeddedQueue {
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
         Ok(self.step(|state, _| state.locate(run)))
+    }
+
+    async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
+        Ok(self.step(|state, _| state.recall(run)))
     }
 
     async fn replies(

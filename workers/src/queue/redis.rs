@@ -55,8 +55,8 @@ use self::{
     wire::{Read, Row},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats, Release,
-    Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
+    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats, Recalled,
+    Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
 };
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WorkerId},
@@ -362,6 +362,17 @@ impl Queue for RedisQueue {
             Some("leased") => Some(Sighting { leased: true, started_at: started.map(UnixMillis) }),
             _ => None,
         })
+    }
+
+    async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
+        let mut read = redis::cmd("MGET");
+        read.arg(self.key(&format!("job:{run}"))).arg(self.key(&format!("end:{run}")));
+        let (job, ending): (Option<Vec<u8>>, Option<Vec<u8>>) =
+            self.connections.step(async |connection| read.query_async(connection).await).await?;
+        let (Some(job), ending) = (job, ending.unwrap_or_default()) else { return Ok(None) };
+        // What another version wrote is for that version to show.
+        let Ok(job) = Job::decode(&job) else { return Ok(None) };
+        Ok(Some(Recalled { job: Arc::new(job), ending: Ending::decode(&ending).ok().map(Box::new) }))
     }
 
     async fn replies(

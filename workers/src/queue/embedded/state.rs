@@ -16,8 +16,8 @@ use super::{
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Lane, Outcome, RunId, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Held, LaneStats, QueueStats, Release, Renewal, Restored, Sighting,
-        Submission, ending_in_queue,
+        Admission, Admitted, Cancelled, Claim, Held, LaneStats, QueueStats, Recalled, Release, Renewal, Restored,
+        Sighting, Submission, ending_in_queue,
     },
 };
 
@@ -322,6 +322,12 @@ impl State {
             return None;
         }
         Some(Sighting { leased: lease.is_some(), started_at: run.started_at })
+    }
+
+    pub(super) fn recall(&self, id: RunId) -> Option<Recalled> {
+        let run = self.runs.get(&id)?;
+        let ending = run.lease().and_then(|lease| lease.ending.clone());
+        Some(Recalled { job: run.job.clone(), ending })
     }
 
     pub(super) fn set_paused(&mut self, paused: bool) {
