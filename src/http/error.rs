@@ -140,7 +140,7 @@ impl ApiError {
 impl From<RunError> for ApiError {
     fn from(error: RunError) -> Self {
         Self(Box::new(Parts {
-            status: error.status(),
+            status: StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             code: error.code().into(),
             sentence: error.to_string().into(),
             retryable: error.retryable(),

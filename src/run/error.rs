@@ -2,7 +2,6 @@
 
 use std::{error::Error, time::Duration};
 
-use axum::http::StatusCode;
 use chrono::DateTime;
 use serde_json::{Value, json};
 use workers::{
@@ -33,8 +32,6 @@ pub enum RunError {
     MissingVariables(Vec<String>),
     #[error("The prompt's template failed: {0}")]
     TemplateFailed(String),
-    #[error("The rendered prompt has {bytes} bytes; at most {max_bytes} are allowed")]
-    InputTooLarge { bytes: usize, max_bytes: usize },
     #[error("The public API needs the PRO plan; this account has the FREE plan")]
     PlanRequired,
     #[error("The subscription of this account ended on {}", day(*.ended))]
@@ -69,25 +66,24 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// What an HTTP caller gets. Other doors report the same number.
-    pub fn status(&self) -> StatusCode {
+    /// The number of the public contract, whatever the door: an HTTP status.
+    pub fn status(&self) -> u16 {
         match self {
             Self::Invalid(_)
             | Self::NotSupported(_)
             | Self::TimeoutTooLong { .. }
             | Self::MissingVariables(_)
-            | Self::TemplateFailed(_)
-            | Self::InputTooLarge { .. } => StatusCode::BAD_REQUEST,
-            Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => StatusCode::FORBIDDEN,
-            Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => StatusCode::NOT_FOUND,
-            Self::AlreadyEnded(_) => StatusCode::CONFLICT,
-            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            | Self::TemplateFailed(_) => 400,
+            Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => 403,
+            Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => 404,
+            Self::AlreadyEnded(_) => 409,
+            Self::Limited { .. } => 429,
             Self::QueueFull { .. }
             | Self::Draining
             | Self::QueueUnreachable(_)
             | Self::DatabaseUnreachable(_)
-            | Self::DatabaseFull(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::ModelNotConfigured(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            | Self::DatabaseFull(_) => 503,
+            Self::ModelNotConfigured(_) | Self::Internal(_) => 500,
         }
     }
 
@@ -99,7 +95,6 @@ impl RunError {
             Self::TimeoutTooLong { .. } => "invalid_request",
             Self::MissingVariables(_) => "missing_variables",
             Self::TemplateFailed(_) => "template_failed",
-            Self::InputTooLarge { .. } => "input_too_large",
             Self::PlanRequired => "plan_required",
             Self::SubscriptionExpired { .. } => "subscription_expired",
             Self::ModelNotAllowed(_) => "model_not_allowed",
@@ -142,7 +137,6 @@ impl RunError {
                 Some(json!({ "maxTimeoutMs": u64::try_from(max.as_millis()).unwrap_or(u64::MAX) }))
             }
             Self::MissingVariables(names) => Some(json!({ "missing": names })),
-            Self::InputTooLarge { bytes, max_bytes } => Some(json!({ "bytes": bytes, "maxBytes": max_bytes })),
             Self::Limited { rule, .. } => Some(json!({ "limit": rule })),
             _ => None,
         }
@@ -247,7 +241,7 @@ mod tests {
 
     fn check(error: RunError, status: u16, code: &str, retry_after: Option<u64>, sentence: &str) {
         assert_eq!(error.to_string(), sentence);
-        assert_eq!((error.status().as_u16(), error.code()), (status, code), "{sentence}");
+        assert_eq!((error.status(), error.code()), (status, code), "{sentence}");
         assert_eq!(error.retry_after().map(seconds), retry_after, "{sentence}");
         assert!(!(status == 429 || status == 503) || error.retry_after().is_some(), "{sentence}");
     }
