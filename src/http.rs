@@ -1,7 +1,10 @@
 //! The front door's HTTP: it translates, and decides nothing.
 //!
-//! A request passes the [`shell`] (request id, panics, the shape of errors), then [`auth`], then one handler that parses, calls
-//! one function of [`crate::run`], and maps its answer. The connection under it is [`server`]'s.
+//! A request passes the shell (request id, panics, the shape of errors), then authentication (everywhere but on the health
+//! routes), then one handler that parses, calls one function of [`crate::run`], and maps its answer. The connections under it are
+//! [`serve`]'s.
+//!
+//! Only what hyper refuses before there is a request has no JSON body: a head that is malformed (400) or too large (431, 414).
 //!
 //! | Ending of a waited-for run | Status | `code` |
 //! |---|---|---|

@@ -71,7 +71,6 @@ impl Runner {
         };
         let targets = plan::targets(account, &prompt.model, &prompt.fallbacks, |name| self.config.model(name))?;
         let rendered = prompt.render(&request.variables, limits.max_rendered_bytes)?;
-        plan::fits(&rendered, limits.max_rendered_bytes)?;
 
         let job = Job {
             v: WIRE_VERSION,

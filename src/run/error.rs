@@ -32,8 +32,6 @@ pub enum RunError {
     MissingVariables(Vec<String>),
     #[error("The prompt's template failed: {0}")]
     TemplateFailed(String),
-    #[error("The rendered prompt has {bytes} bytes; at most {max_bytes} are allowed")]
-    InputTooLarge { bytes: usize, max_bytes: usize },
     #[error("The public API needs the PRO plan; this account has the FREE plan")]
     PlanRequired,
     #[error("The subscription of this account ended on {}", day(*.ended))]
@@ -68,15 +66,14 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// The HTTP status of the refusal (RFC 9110). Doors that are not HTTP report the same number.
+    /// The number of the public contract, whatever the door: an HTTP status.
     pub fn status(&self) -> u16 {
         match self {
             Self::Invalid(_)
             | Self::NotSupported(_)
             | Self::TimeoutTooLong { .. }
             | Self::MissingVariables(_)
-            | Self::TemplateFailed(_)
-            | Self::InputTooLarge { .. } => 400,
+            | Self::TemplateFailed(_) => 400,
             Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => 403,
             Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => 404,
             Self::AlreadyEnded(_) => 409,
@@ -98,7 +95,6 @@ impl RunError {
             Self::TimeoutTooLong { .. } => "invalid_request",
             Self::MissingVariables(_) => "missing_variables",
             Self::TemplateFailed(_) => "template_failed",
-            Self::InputTooLarge { .. } => "input_too_large",
             Self::PlanRequired => "plan_required",
             Self::SubscriptionExpired { .. } => "subscription_expired",
             Self::ModelNotAllowed(_) => "model_not_allowed",
@@ -141,7 +137,6 @@ impl RunError {
                 Some(json!({ "maxTimeoutMs": u64::try_from(max.as_millis()).unwrap_or(u64::MAX) }))
             }
             Self::MissingVariables(names) => Some(json!({ "missing": names })),
-            Self::InputTooLarge { bytes, max_bytes } => Some(json!({ "bytes": bytes, "maxBytes": max_bytes })),
             Self::Limited { rule, .. } => Some(json!({ "limit": rule })),
             _ => None,
         }

@@ -51,18 +51,10 @@ fn target(
     let Some(config) = configured(model) else {
         return Err(RunError::ModelNotConfigured(model.to_owned()));
     };
-    if !config.plans.is_empty() && !config.plans.iter().any(|plan| plan == plan_name(account.plan)) {
+    if !config.plans.is_empty() && !config.plans.iter().any(|plan| plan == account.plan.as_str()) {
         return Err(not_allowed());
     }
     Ok(Target { model: config.name, provider: config.provider, upstream: config.upstream, price: config.price })
-}
-
-/// A plan as `[[model]] plans` writes it.
-fn plan_name(plan: Plan) -> &'static str {
-    match plan {
-        Plan::Free => "free",
-        Plan::Pro => "pro",
-    }
 }
 
 /// How long the run may take: what its caller asked for, or the default of callers that stay or leave.
@@ -73,11 +65,6 @@ pub(super) fn timeout(request: &RunRequest, limits: &LimitsConfig) -> Result<Dur
         None if request.answer == Answer::Wait => Ok(limits.default_timeout),
         None => Ok(limits.async_timeout),
     }
-}
-
-pub(super) fn fits(rendered: &Rendered, max_bytes: usize) -> Result<(), RunError> {
-    let bytes = texts(rendered).map(str::len).sum();
-    if bytes > max_bytes { Err(RunError::InputTooLarge { bytes, max_bytes }) } else { Ok(()) }
 }
 
 /// How many tokens the call may use: an estimate of its input, and all of the output that it is allowed.
@@ -169,13 +156,6 @@ mod tests {
         assert_eq!(tokens(&rendered(None, ""), None), 1024);
         assert_eq!(tokens(&rendered(None, "éééé"), Some(10)), 11);
         assert_eq!(tokens(&rendered(Some("abcd"), "a"), Some(0)), 2);
-    }
-
-    #[test]
-    fn rendered_text_has_a_limit_in_bytes() {
-        let rendered = Rendered { system: Some("é".into()), user: "a".into() };
-        assert!(fits(&rendered, 3).is_ok());
-        assert!(matches!(fits(&rendered, 2), Err(RunError::InputTooLarge { bytes: 3, max_bytes: 2 })));
     }
 
     #[test]

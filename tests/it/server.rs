@@ -128,6 +128,19 @@ async fn bodies_are_what_they_should_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_caller_can_send_all_of_a_body_that_is_too_large_and_read_why() {
+    let app = started().await;
+    let bytes = with_length(&app, &[b'x'; 8 * 8192]);
+    let mut stream = connect(&app).await;
+    for part in bytes.chunks(8192) {
+        stream.write_all(part).await.expect("the server still listens");
+        // Slower than an answer, so that a server that closes at once has closed.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_refused(&rest(&mut stream).await, 413, "body_too_large");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_asks_first_is_invited_only_with_a_good_key() {
     let app = started().await;
     let expect = format!("Content-Length: {}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n", greeting().len());

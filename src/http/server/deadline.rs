@@ -138,7 +138,8 @@ impl Timer for HeadTimer {
         self.sleep_until(self.now() + duration)
     }
 
-    /// hyper calls this when it starts to wait for a head.
+    /// hyper calls this when it starts to wait for a head. What it had read before (the start of a pipelined one) is not counted: such a
+    /// head has the idle time.
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
         self.head_began.store(false, Ordering::Relaxed);
         let inner = Box::pin(tokio::time::sleep_until(deadline.into()));

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use reqwest::Method;
+use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 
 use super::{
-    EMAIL_DE_BIENVENUE, assert_refused, cancel, configured, email, greeting, import_email, in_both_modes, send, started,
+    EMAIL_DE_BIENVENUE, assert_refused, cancel, configured, email, get, greeting, import_email, in_both_modes, send,
+    started,
 };
 use crate::support::{
-    app::{Answer, Mode},
+    app::{Answer, App, Mode},
     provider::{Answer as Script, Gate},
 };
 
@@ -20,6 +22,7 @@ in_both_modes!(
     an_async_run_is_202_and_ends_on_its_own,
     a_caller_with_little_patience_is_told_where_to_look,
     a_run_is_cancelled_in_every_state_but_the_last,
+    a_caller_that_waits_is_told_of_a_cancellation,
     a_caller_that_hangs_up_cancels_its_run,
     a_run_belongs_to_its_account,
 );
@@ -206,6 +209,41 @@ async fn a_run_is_cancelled_in_every_state_but_the_last(mode: Mode) {
     }
     app.provider().wait_until("the call to be broken off", |requests| requests[1].hung_up()).await;
     assert_eq!(app.provider().requests().len(), 2, "the run that waited was never called for");
+}
+
+async fn a_caller_that_waits_is_told_of_a_cancellation(mode: Mode) {
+    let app = started(mode).await;
+    app.import_greeting();
+    app.provider().set_default(Script::hang());
+    let request =
+        app.client().post(format!("{}/api/v1/run", app.url())).header("x-api-key", app.key()).json(&greeting());
+    let waiting = tokio::spawn(async move { Answer::of(request.send().await.unwrap()).await });
+    app.provider().wait_for_requests(1).await;
+    let id = only_run(&app).await;
+    assert_eq!(get(&app, &status_path(&id)).await.body["state"], "running");
+    assert!(cancel(&app, &id).await.status < 300);
+    let answer = waiting.await.unwrap();
+    assert_refused(&answer, 409, "run_cancelled");
+    assert_eq!(answer.body["runId"], id);
+}
+
+/// The id of the one run in the database: whoever waits for it learns it only with the answer.
+async fn only_run(app: &App) -> String {
+    let (_, url) = app.env().iter().find(|(name, _)| name == "PROMPT_MANAGER_DATABASE_URL").unwrap();
+    let db = sea_orm::Database::connect(url).await.unwrap();
+    let query = sea_orm::Statement::from_string(db.get_database_backend(), "SELECT id FROM runs");
+    let deadline = tokio::time::Instant::now() + SOON;
+    // The row of a run that somebody waits for is written beside it, not before.
+    loop {
+        let rows = db.query_all_raw(query.clone()).await.unwrap();
+        assert!(rows.len() < 2 && tokio::time::Instant::now() < deadline, "{} runs", rows.len());
+        if let [row] = rows.as_slice() {
+            let id: uuid::Uuid = row.try_get_by_index(0).unwrap();
+            db.close().await.unwrap();
+            return id.to_string();
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn a_caller_that_hangs_up_cancels_its_run(mode: Mode) {
