@@ -1,12 +1,12 @@
 //! Accepted work under fault: processes killed, Redis emptied and stopped, databases behind.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::{
     app::{App, Mode, Shape, free_port},
-    postgres,
+    eventually, postgres,
     process::{self, Process},
     redis::RedisServer,
 };
@@ -19,13 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn slow(mode: Mode) -> Shape {
     Shape { config: SLOW_DEMO.into(), ..Shape::of(mode) }
-}
-
-async fn accept(app: &App, runs: usize) -> Vec<String> {
-    let posts = (0..runs).map(|run| app.post_async(run % app.urls().len()));
-    let ids: Vec<String> = futures::future::join_all(posts).await;
-    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), runs, "every run has its own id");
-    ids
 }
 
 /// Every run succeeded, and its attempts are numbered, with only the last one successful.
@@ -56,7 +49,7 @@ async fn two_hundred_runs_survive_workers_killed_every_two_seconds() {
     let config = format!("[workers]\nslots = 4\n{SLOW_DEMO}");
     let mut app = App::shaped(Shape { workers: 2, front_doors: 2, config, ..Shape::of(Mode::Distributed) }).await;
     app.import_prompt(SLOW_PROMPT);
-    let ids = accept(&app, 200).await;
+    let ids = app.accept(200).await;
     let mut kills = 0;
     // 200 runs of 0.5 s on 8 slots take 13 s undisturbed; the kills go on until all have ended.
     loop {
@@ -81,7 +74,7 @@ async fn an_embedded_server_killed_with_accepted_runs_loses_none() {
     let config = format!("[workers]\nslots = 4\n{SLOW_DEMO}");
     let mut app = App::shaped(Shape { config, ..Shape::of(Mode::Embedded) }).await;
     app.import_prompt(SLOW_PROMPT);
-    let ids = accept(&app, 40).await;
+    let ids = app.accept(40).await;
     for _ in 0..3 {
         // Somewhere in the middle: some have ended, some run, some wait.
         app.ended(0, &ids[0], PATIENCE).await;
@@ -100,7 +93,7 @@ async fn a_worker_told_to_stop_hands_back_what_it_cannot_finish() {
         "[server]\ndrain_timeout_ms = 1000\n[[provider]]\nname = \"demo\"\nkind = \"demo\"\ndemo_delay_ms = 4000\n";
     let mut app = App::shaped(Shape { config: config.into(), ..Shape::of(Mode::Distributed) }).await;
     app.import_prompt(SLOW_PROMPT);
-    let ids = accept(&app, 10).await;
+    let ids = app.accept(10).await;
     for id in &ids {
         until_running(&app, id).await;
     }
@@ -132,12 +125,12 @@ async fn a_worker_told_to_stop_finishes_what_it_can() {
 async fn runs_that_redis_forgot_are_restored_from_the_ledger() {
     let mut app = App::shaped(Shape { workers: 0, ..slow(Mode::Distributed) }).await;
     app.import_prompt(SLOW_PROMPT);
-    let ids = accept(&app, 20).await;
+    let ids = app.accept(20).await;
     app.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
     app.add_worker();
     assert_all_succeeded(&app, &ids).await;
     // And once more with workers that have the runs in their hands.
-    let ids = accept(&app, 20).await;
+    let ids = app.accept(20).await;
     until_running(&app, &ids[0]).await;
     app.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
     for id in &ids {
@@ -205,15 +198,6 @@ async fn a_deployment_survives_its_database_going_away() {
 
 async fn until_running(app: &App, id: &str) {
     eventually("the run is in execution", async || app.run(0, id).await.body["state"] != "queued").await;
-}
-
-/// Waits for a condition, for a minute at most.
-async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "not within a minute: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// The process ends by itself with this code, and its words contain each of these.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::{Answer, App, Mode, Shape},
+    eventually,
     provider::{Answer as Scripted, Gate},
 };
 
@@ -27,12 +28,6 @@ fn greeting() -> Value {
     json!({ "promptName": "Greeting", "variables": { "name": "Ada" } })
 }
 
-/// Accepts runs in the background, over all front doors in turn.
-async fn accept(app: &App, runs: usize) -> Vec<String> {
-    let posts = (0..runs).map(|run| app.post_async(run % app.urls().len()));
-    futures::future::join_all(posts).await
-}
-
 async fn all_succeed(app: &App, ids: &[String]) {
     for id in ids {
         let run = app.ended(0, id, Duration::from_secs(60)).await;
@@ -46,21 +41,13 @@ async fn count(app: &App, ids: &[String], state: &str) -> usize {
     futures::future::join_all(looks).await.iter().filter(|answer| answer.body["state"] == state).count()
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-    while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "not within a minute: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 async fn concurrency_is_never_exceeded(mode: Mode) {
     let app = app(mode, "", "max_concurrency = 3").await;
     let gate = Gate::new();
     app.provider().set_default(Scripted::echo().held(&gate));
-    let ids = accept(&app, 12).await;
+    let ids = app.accept(12).await;
     app.provider().wait_for_requests(3).await;
-    until("three run and nine wait", async || {
+    eventually("three run and nine wait", async || {
         count(&app, &ids, "running").await == 3 && count(&app, &ids, "queued").await == 9
     })
     .await;
@@ -72,8 +59,8 @@ async fn concurrency_is_never_exceeded(mode: Mode) {
 
 async fn requests_a_minute_are_never_exceeded(mode: Mode) {
     let app = app(mode, "", "requests_per_minute = 10").await;
-    let ids = accept(&app, 15).await;
-    until("ten have been called", async || count(&app, &ids, "succeeded").await == 10).await;
+    let ids = app.accept(15).await;
+    eventually("ten have been called", async || count(&app, &ids, "succeeded").await == 10).await;
     // The others wait, without an error and without a slot; another provider's runs pass them.
     assert_eq!(count(&app, &ids, "queued").await, 5);
     app.import_prompt("name = \"Other\"\nmodel = \"demo\"\ntemplate = \"Hello\"\n");
@@ -89,8 +76,8 @@ async fn tokens_a_minute_are_never_exceeded(mode: Mode) {
     );
     let gate = Gate::new();
     app.provider().set_default(Scripted::echo().held(&gate));
-    let ids = accept(&app, 6).await;
-    until("as many run as have their tokens", async || {
+    let ids = app.accept(6).await;
+    eventually("as many run as have their tokens", async || {
         count(&app, &ids, "running").await == 3 && count(&app, &ids, "queued").await == 3
     })
     .await;
@@ -104,7 +91,7 @@ async fn a_provider_that_says_429_is_left_alone_for_as_long_as_it_says(mode: Mod
     app.provider().push(Scripted::limited(2));
     let first = app.post_async(0).await;
     app.provider().wait_for_requests(1).await;
-    until("the attempt is recorded", async || {
+    eventually("the attempt is recorded", async || {
         !app.run(0, &first).await.body["attempts"].as_array().unwrap().is_empty()
     })
     .await;
@@ -168,7 +155,7 @@ async fn a_full_queue_refuses_and_recovers(mode: Mode) {
     app.provider().set_default(Scripted::echo().held(&gate));
     let first = app.post_async(0).await;
     app.provider().wait_for_requests(1).await;
-    let mut ids = accept(&app, 3).await;
+    let mut ids = app.accept(3).await;
     ids.push(first);
     let refused = app.post_with(0, &greeting(), &[("prefer", "respond-async")]).await;
     assert_eq!(refused.status, 503, "{refused:?}");

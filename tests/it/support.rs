@@ -5,3 +5,16 @@ pub mod postgres;
 pub mod process;
 pub mod provider;
 pub mod redis;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// Waits for a condition, for a minute at most.
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}

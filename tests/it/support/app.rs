@@ -1,6 +1,6 @@
 //! The product as its users meet it: the real binary, in either mode, with accounts, keys and a scripted provider.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -260,6 +260,14 @@ impl App {
         let answer = self.post_with(front_door, &body, &[("prefer", "respond-async")]).await;
         assert_eq!(answer.status, 202, "{answer:?}");
         answer.body["runId"].as_str().unwrap().to_owned()
+    }
+
+    /// Accepts greetings to be run in the background, all at once and over all front doors in turn.
+    pub async fn accept(&self, runs: usize) -> Vec<String> {
+        let posts = (0..runs).map(|run| self.post_async(run % self.urls.len()));
+        let ids: Vec<String> = futures::future::join_all(posts).await;
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), runs, "every run has its own id");
+        ids
     }
 
     pub async fn run(&self, front_door: usize, id: &str) -> Answer {
