@@ -462,7 +462,9 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
     let mut jobs: Vec<Job> = (0..5).map(|_| job()).collect();
     jobs.sort_unstable_by_key(|job| job.id);
     // The attempt of a run may be known before its row.
-    ledger.record_attempts(&[(jobs[0].id, failed(1, 1)), (jobs[0].id, failed(2, 2))]).await.unwrap();
+    let broken = Attempt { outcome: AttemptOutcome::ProviderError, ..failed(2, 2) };
+    let calls = [failed(1, 1), broken, failed(3, 3)].map(|attempt| (jobs[0].id, attempt));
+    ledger.record_attempts(&calls).await.unwrap();
     for job in &jobs {
         ledger.insert(Arc::new(job.clone())).await.unwrap();
     }
@@ -470,8 +472,10 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
     let first = ledger.unfinished(None, 3).await.unwrap();
     let rest = ledger.unfinished(Some(first[2].job.id), 3).await.unwrap();
-    let found: Vec<(Job, i32)> = first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts)).collect();
-    let expected = [(0, 2), (1, 0), (3, 0), (4, 0)].map(|(index, attempts)| (jobs[index].clone(), attempts));
+    let found: Vec<(Job, i32, i32)> =
+        first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts, run.limited)).collect();
+    let expected = [(0, 3, 2), (1, 0, 0), (3, 0, 0), (4, 0, 0)]
+        .map(|(index, attempts, limited)| (jobs[index].clone(), attempts, limited));
     assert_eq!(found, expected);
     assert_eq!((first.len(), rest.len()), (3, 1));
 }

@@ -19,5 +19,6 @@ mod ledger;
 mod limits;
 mod openai;
 mod prompts;
+mod retries;
 mod server;
 mod support;

@@ -6,7 +6,7 @@ use sea_orm::{EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect
 
 use super::{LedgerError, RunRecord, attempts, runs, store::Store, unreadable};
 use crate::{
-    job::{AccountId, Attempt, Ending, Job, RunId},
+    job::{AccountId, Attempt, AttemptOutcome, Ending, Job, RunId},
     queue::Restored,
 };
 
@@ -36,7 +36,7 @@ pub(super) async fn unfinished(
         for row in page {
             match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
                 Some(Ok(job)) => {
-                    found.push(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() });
+                    found.push(row.restored(job));
                 }
                 Some(Err(error)) => tracing::warn!(run = %row.id, %error, "left an unfinished run alone"),
                 None => tracing::warn!(run = %row.id, "left an unfinished run without a job alone"),
@@ -50,6 +50,17 @@ struct Unfinished {
     id: Uuid,
     job: Option<String>,
     attempts: Option<i32>,
+    limited: i64,
+}
+
+impl Unfinished {
+    fn restored(&self, job: Job) -> Restored {
+        Restored {
+            job: Arc::new(job),
+            attempts: self.attempts.unwrap_or_default(),
+            limited: i32::try_from(self.limited).unwrap_or(i32::MAX),
+        }
+    }
 }
 
 pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<Restored>, LedgerError> {
@@ -57,7 +68,7 @@ pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<R
     let row = store.answered(|| select.clone().into_model::<Unfinished>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
     match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
-        Some(Ok(job)) => Ok(Some(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() })),
+        Some(Ok(job)) => Ok(Some(row.restored(job))),
         _ => Err(unreadable(row.id, "job")),
     }
 }
@@ -76,10 +87,15 @@ async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Res
 fn select_unfinished() -> Select<runs::Entity> {
     // Not `attempt_count`: the attempt of a run may have been recorded before the run's row.
     let attempts = Expr::cust("(SELECT MAX(attempts.number) FROM attempts WHERE attempts.run = runs.id)");
+    let limited = Expr::cust(format!(
+        "(SELECT COUNT(*) FROM attempts WHERE attempts.run = runs.id AND attempts.outcome = '{}')",
+        AttemptOutcome::RateLimited.as_str()
+    ));
     runs::Entity::find()
         .select_only()
         .columns([runs::Column::Id, runs::Column::Job])
         .expr_as(attempts, "attempts")
+        .expr_as(limited, "limited")
         .filter(runs::Column::FinishedAt.is_null())
 }
 
