@@ -3,6 +3,7 @@
 mod waiters;
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -159,6 +160,11 @@ impl Engine {
             Err(error) => tracing::debug!(%run, %error, "a status is shown without the queue"),
         }
         Ok(Some(record))
+    }
+
+    /// What is known to have been spent for an account's runs of a time, in nano-dollars ([`Ledger::spent`]).
+    pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
+        self.0.ledger.spent(account, accepted).await
     }
 
     /// Cancels a run of an account.

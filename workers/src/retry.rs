@@ -2,8 +2,8 @@
 //!
 //! Two rules stand behind [`next_step`]. A provider that says *later* (429) has not failed: the run waits for as long as
 //! its deadline allows, however often, and ends as expired when the wait would outlast it. Everything else is a failed
-//! attempt and counts as one: it is made again with full jitter until the attempts are used up, or at once at the next target when another
-//! try at this one is pointless, and then the run ends as failed.
+//! attempt and counts as one: it is made again with full jitter until the attempts are used up, or at once at the next
+//! target when another try at this one is pointless, and then the run ends as failed.
 
 use std::time::Duration;
 

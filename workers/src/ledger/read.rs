@@ -1,12 +1,14 @@
 //! The reads of the ledger.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
-use sea_orm::{EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Select, entity::prelude::*};
+use sea_orm::{
+    EntityTrait, FromQueryResult, JoinType, QueryFilter, QueryOrder, QuerySelect, Select, entity::prelude::*,
+};
 
 use super::{LedgerError, RunRecord, attempts, runs, store::Store, unreadable};
 use crate::{
-    job::{AccountId, Attempt, AttemptOutcome, Ending, Job, RunId},
+    job::{AccountId, Attempt, AttemptOutcome, Ending, Job, RunId, UnixMillis},
     queue::Restored,
 };
 
@@ -114,6 +116,21 @@ pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>
         }
     }
     Ok(endings)
+}
+
+pub(super) async fn spent(store: &Store, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
+    let attempts = runs::Entity::belongs_to(attempts::Entity).from(runs::Column::Id).to(attempts::Column::Run);
+    // PostgreSQL sums up integers in another type.
+    let sum = Expr::cust("CAST(COALESCE(SUM(attempts.cost_nano_usd), 0) AS BIGINT)");
+    let select = runs::Entity::find()
+        .select_only()
+        .expr_as(sum, "spent")
+        .join(JoinType::InnerJoin, attempts.into())
+        .filter(runs::Column::Account.eq(account.0))
+        .filter(runs::Column::Id.gte(RunId::first_at(accepted.start).0))
+        .filter(runs::Column::Id.lt(RunId::first_at(accepted.end).0));
+    let spent: Option<i64> = store.answered(|| select.clone().into_tuple().one(store.db())).await?;
+    Ok(spent.unwrap_or_default())
 }
 
 /// The attempts of each run in the order of their numbers.
