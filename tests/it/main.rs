@@ -10,6 +10,7 @@
 
 mod accounts;
 mod architecture;
+mod budget;
 mod cli;
 mod config;
 mod conformance;
