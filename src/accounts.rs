@@ -22,6 +22,7 @@ use crate::{
     audit::{self, Actor},
     changes::{self, Changes},
     db::{self, StoreError},
+    money::Usd,
 };
 
 /// What an account pays for.
@@ -61,6 +62,8 @@ pub struct Account {
     pub plan_ends: Option<UnixMillis>,
     /// Models that runs may use; empty is every model of the plan.
     pub allowed_models: Vec<String>,
+    /// What may be spent in a calendar month (UTC) before new runs are refused; `None` is no limit.
+    pub monthly_budget: Option<Usd>,
 }
 
 /// An account to create.
@@ -72,6 +75,8 @@ pub struct NewAccount {
     pub plan_ends: Option<UnixMillis>,
     /// Models that runs may use; empty is every model of the plan.
     pub allowed_models: Vec<String>,
+    /// What may be spent in a calendar month (UTC) before new runs are refused; `None` is no limit.
+    pub monthly_budget: Option<Usd>,
 }
 
 /// What to change of an account's plan. `None` leaves a fact as it is.
@@ -82,6 +87,8 @@ pub struct PlanChange {
     pub plan_ends: Option<Option<UnixMillis>>,
     /// An empty list is every model of the plan.
     pub allowed_models: Option<Vec<String>>,
+    /// `Some(None)` is no limit.
+    pub monthly_budget: Option<Option<Usd>>,
 }
 
 /// The accounts and their users. Cheap to clone.
@@ -105,6 +112,7 @@ impl Accounts {
             plan: new.plan,
             plan_ends: new.plan_ends,
             allowed_models: new.allowed_models,
+            monthly_budget: new.monthly_budget,
         };
         let row = table::ActiveModel {
             id: Set(account.id.0),
@@ -112,7 +120,7 @@ impl Accounts {
             plan: Set(account.plan.as_str().to_owned()),
             plan_ends: Set(account.plan_ends.map(|end| end.0)),
             allowed_models: Set(json!(account.allowed_models).to_string()),
-            monthly_budget_nano_usd: Set(None),
+            monthly_budget_nano_usd: Set(account.monthly_budget.map(|budget| budget.0)),
             created_at: Set(UnixMillis::now().0),
         };
         let transaction = changes::begin(&self.db).await?;
@@ -156,6 +164,7 @@ impl Accounts {
             plan: change.plan.unwrap_or(before.plan),
             plan_ends: change.plan_ends.unwrap_or(before.plan_ends),
             allowed_models: change.allowed_models.unwrap_or_else(|| before.allowed_models.clone()),
+            monthly_budget: change.monthly_budget.unwrap_or(before.monthly_budget),
             ..before.clone()
         };
         if after == before {
@@ -166,6 +175,7 @@ impl Accounts {
             plan: Set(after.plan.as_str().to_owned()),
             plan_ends: Set(after.plan_ends.map(|end| end.0)),
             allowed_models: Set(json!(after.allowed_models).to_string()),
+            monthly_budget_nano_usd: Set(after.monthly_budget.map(|budget| budget.0)),
             ..Default::default()
         };
         row.update(&transaction).await?;
@@ -180,7 +190,12 @@ impl Accounts {
 }
 
 fn plan_facts(account: &Account) -> serde_json::Value {
-    json!({ "plan": account.plan, "planEnds": account.plan_ends, "allowedModels": account.allowed_models })
+    json!({
+        "plan": account.plan,
+        "planEnds": account.plan_ends,
+        "allowedModels": account.allowed_models,
+        "monthlyBudgetUsd": account.monthly_budget,
+    })
 }
 
 /// A name for people, without the white space around it. `whose` says what is named, for the refusal: `an account`.

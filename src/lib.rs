@@ -8,6 +8,7 @@ pub mod config;
 pub mod db;
 pub mod http;
 pub mod keys;
+pub mod money;
 pub mod node;
 pub mod prompts;
 pub mod run;

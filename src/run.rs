@@ -7,11 +7,15 @@
 //! Decisions that callers can see:
 //!
 //! - The plan is asked for *new* runs only. An account whose subscription ended can still read and cancel the runs it has.
+//! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), its account's plan (403), the server
+//!   is draining (503), its timeout (400), its prompt (404), the prompt's model (403), the account's budget (402), the variables (400),
+//!   the caller's rate (429), the depth of the queue (503).
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
 //!   told the run's id (202) has nothing left to hang up.
 //! - A run that may outlive its caller's patience (`Prefer: wait=N`, `respond-async`) has the async default timeout, and is
 //!   committed before anybody is told about it.
 
+mod budget;
 mod error;
 mod json;
 mod plan;
@@ -26,6 +30,7 @@ use workers::{
     queue::{RateLeft, RateRule},
 };
 
+use self::budget::Budgets;
 pub use self::{
     error::{RunError, failure_of},
     request::{Answer, InvalidRequest, OnDisconnect, PromptName, RunRequest},
@@ -41,12 +46,13 @@ use crate::{
 pub struct Runner {
     prompts: Prompts,
     engine: Engine,
+    budgets: Budgets,
     config: Arc<Config>,
 }
 
 impl Runner {
     pub fn new(prompts: Prompts, engine: Engine, config: Arc<Config>) -> Self {
-        Self { prompts, engine, config }
+        Self { prompts, budgets: Budgets::new(engine.clone()), engine, config }
     }
 
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
@@ -70,6 +76,7 @@ impl Runner {
             });
         };
         let targets = plan::targets(account, &prompt.model, &prompt.fallbacks, |name| self.config.model(name))?;
+        self.budgets.admit(account, created_at).await?;
         let rendered = prompt.render(&request.variables, limits.max_rendered_bytes)?;
 
         let job = Job {

@@ -4,7 +4,7 @@ use sea_orm::entity::prelude::*;
 use workers::job::{AccountId, UnixMillis};
 
 use super::{Account, unreadable};
-use crate::db::StoreError;
+use crate::{db::StoreError, money::Usd};
 
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "accounts")]
@@ -36,6 +36,7 @@ impl Model {
             plan,
             plan_ends: self.plan_ends.map(UnixMillis),
             allowed_models,
+            monthly_budget: self.monthly_budget_nano_usd.map(Usd),
         })
     }
 }

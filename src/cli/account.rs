@@ -15,6 +15,7 @@ use crate::{
     audit::Actor,
     changes::Changes,
     config::Config,
+    money::Usd,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -31,6 +32,9 @@ pub enum AccountCommand {
         /// A model that runs may use, any number of times [default: every model of the plan]
         #[arg(long = "allow-model", value_name = "MODEL")]
         allowed_models: Vec<String>,
+        /// What may be spent in a calendar month (UTC) before new runs are refused, as in 12.5 [default: no limit]
+        #[arg(long = "monthly-budget-usd", value_name = "AMOUNT")]
+        monthly_budget: Option<Usd>,
     },
     /// List all accounts
     List,
@@ -52,6 +56,12 @@ pub enum AccountCommand {
         /// Let runs use every model of the plan
         #[arg(long)]
         allow_all_models: bool,
+        /// What may be spent in a calendar month (UTC) before new runs are refused, as in 12.5
+        #[arg(long = "monthly-budget-usd", value_name = "AMOUNT", conflicts_with = "no_monthly_budget")]
+        monthly_budget: Option<Usd>,
+        /// Let runs spend without limit
+        #[arg(long)]
+        no_monthly_budget: bool,
     },
 }
 
@@ -63,8 +73,8 @@ pub async fn run(
 ) -> Result<(), CliError> {
     let accounts = Accounts::new(db.clone(), Changes::unwatched());
     match command {
-        AccountCommand::Create { name, plan, plan_ends, allowed_models } => {
-            let new = NewAccount { name, plan, plan_ends, allowed_models };
+        AccountCommand::Create { name, plan, plan_ends, allowed_models, monthly_budget } => {
+            let new = NewAccount { name, plan, plan_ends, allowed_models, monthly_budget };
             let account = accounts.create(&Actor::cli(), new).await?;
             output.emit(&AccountView::of(&account), || format!("created account {}", line(&account)))
         }
@@ -73,11 +83,21 @@ pub async fn run(
             let views: Vec<AccountView> = accounts.iter().map(AccountView::of).collect();
             output.emit(&views, || list(&accounts))
         }
-        AccountCommand::SetPlan { name, plan, plan_ends, never_ends, allowed_models, allow_all_models } => {
+        AccountCommand::SetPlan {
+            name,
+            plan,
+            plan_ends,
+            never_ends,
+            allowed_models,
+            allow_all_models,
+            monthly_budget,
+            no_monthly_budget,
+        } => {
             let change = PlanChange {
                 plan,
                 plan_ends: if never_ends { Some(None) } else { plan_ends.map(Some) },
                 allowed_models: (allow_all_models || !allowed_models.is_empty()).then_some(allowed_models),
+                monthly_budget: if no_monthly_budget { Some(None) } else { monthly_budget.map(Some) },
             };
             let account = accounts.named(&name).await?;
             let account = accounts.set_plan(&Actor::cli(), account.id, change).await?;
@@ -95,6 +115,7 @@ struct AccountView<'a> {
     plan: Plan,
     plan_ends: Option<String>,
     allowed_models: &'a [String],
+    monthly_budget_usd: Option<Usd>,
 }
 
 impl<'a> AccountView<'a> {
@@ -105,13 +126,16 @@ impl<'a> AccountView<'a> {
             plan: account.plan,
             plan_ends: account.plan_ends.map(show_moment),
             allowed_models: &account.allowed_models,
+            monthly_budget_usd: account.monthly_budget,
         }
     }
 }
 
 fn line(account: &Account) -> String {
     let ends = account.plan_ends.map_or("never ends".to_owned(), |end| format!("ends {}", show_moment(end)));
-    format!("{}: plan {}, {ends}, {}", account.name, account.plan.as_str(), models(account))
+    let budget =
+        account.monthly_budget.map_or("no monthly budget".to_owned(), |budget| format!("{budget} USD a month"));
+    format!("{}: plan {}, {ends}, {}, {budget}", account.name, account.plan.as_str(), models(account))
 }
 
 fn list(accounts: &[Account]) -> String {
@@ -120,11 +144,16 @@ fn list(accounts: &[Account]) -> String {
             account.name.clone(),
             account.plan.as_str().to_owned(),
             account.plan_ends.map_or("never".to_owned(), show_moment),
+            account.monthly_budget.map_or("none".to_owned(), |budget| budget.to_string()),
             models(account),
             account.id.to_string(),
         ]
     });
-    if accounts.is_empty() { String::new() } else { table(["NAME", "PLAN", "ENDS", "MODELS", "ID"], rows) }
+    if accounts.is_empty() {
+        String::new()
+    } else {
+        table(["NAME", "PLAN", "ENDS", "USD A MONTH", "MODELS", "ID"], rows)
+    }
 }
 
 fn models(account: &Account) -> String {

@@ -70,7 +70,13 @@ async fn free_address(wanted: SocketAddr) -> SocketAddr {
 async fn seed(config: &Config) -> Result<String, CliError> {
     let db = open_database(config).await?;
     let (changes, actor) = (Changes::unwatched(), Actor::cli());
-    let new = NewAccount { name: ACCOUNT.into(), plan: Plan::Pro, plan_ends: None, allowed_models: Vec::new() };
+    let new = NewAccount {
+        name: ACCOUNT.into(),
+        plan: Plan::Pro,
+        plan_ends: None,
+        allowed_models: Vec::new(),
+        monthly_budget: None,
+    };
     let account = Accounts::new(db.clone(), changes.clone()).create(&actor, new).await?;
     let prompt =
         file::parse("email-de-bienvenue.toml", PROMPT).map_err(|error| CliError::Software(error.to_string()))?;

@@ -5,6 +5,8 @@ use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
 use reqwest::Url;
 use workers::providers::Secret;
 
+use crate::money;
+
 /// A value before it is parsed. It has no `Debug`: it may be a secret.
 #[derive(Clone)]
 pub(super) enum Value {
@@ -205,31 +207,8 @@ pub(super) fn nano_dollars(value: &Value) -> Result<u64, Wrong> {
         Value::Float(digits) | Value::Untyped(digits) => digits.clone(),
         _ => String::new(),
     };
-    scaled(&digits, 9)
+    money::nano_dollars(&digits)
         .ok_or_else(|| Wrong::expected("a price in US dollars of at least 0 with at most nine decimals, such as 2.5"))
-}
-
-/// `digits` times ten to the power of `scale`, when that is a whole number that fits.
-fn scaled(digits: &str, scale: i32) -> Option<u64> {
-    let digits = digits.strip_prefix('+').unwrap_or(digits);
-    let (mantissa, exponent) = match digits.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
-        None => (digits, 0),
-    };
-    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let all = format!("{whole}{fraction}");
-    let significant = all.trim_end_matches('0');
-    if all.is_empty() || !all.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    if significant.is_empty() {
-        return Some(0);
-    }
-    let dropped = i32::try_from(all.len().checked_sub(significant.len())?).ok()?;
-    let decimals = i32::try_from(fraction.len()).ok()?;
-    let shift = scale.checked_add(exponent)?.checked_sub(decimals)?.checked_add(dropped)?;
-    let power = 10u64.checked_pow(u32::try_from(shift).ok()?)?;
-    significant.parse::<u64>().ok()?.checked_mul(power)
 }
 
 /// A URL as it may be shown: its password, and the values of query parameters that look like one, are `[secret]`.

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat};
-use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
+use serde::Serialize;
 use workers::{
     RunView,
     job::{Attempt, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
 };
 
-use crate::run::failure_of;
+use crate::{money::Usd, run::failure_of};
 
 /// The 200 of a run that its caller waited for. The contract's fields come first, in the contract's order.
 #[derive(Serialize)]
@@ -39,30 +38,13 @@ pub(super) struct UsageBody {
 impl UsageBody {
     pub(super) fn new(usage: Usage, cost_nano_usd: Option<i64>) -> Self {
         let Usage { input_tokens, output_tokens } = usage;
-        Self { input_tokens, output_tokens, cost_usd: cost_nano_usd.map(|nanos| Usd { nanos }) }
+        Self { input_tokens, output_tokens, cost_usd: cost_nano_usd.map(Usd) }
     }
 
     /// The usage of one call, when anything is known of it.
     fn known(usage: Usage, cost_nano_usd: Option<i64>) -> Option<Self> {
         let known = usage != Usage::default() || cost_nano_usd.is_some();
         known.then(|| Self::new(usage, cost_nano_usd))
-    }
-}
-
-/// An amount that is written as the decimal number that it is: a binary fraction would add digits of its own.
-struct Usd {
-    nanos: i64,
-}
-
-impl Serialize for Usd {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let sign = if self.nanos < 0 { "-" } else { "" };
-        let nanos = self.nanos.unsigned_abs();
-        let fraction = format!("{:09}", nanos % 1_000_000_000);
-        let fraction = fraction.trim_end_matches('0');
-        let dot = if fraction.is_empty() { "" } else { "." };
-        let text = format!("{sign}{}{dot}{fraction}", nanos / 1_000_000_000);
-        RawValue::from_string(text).map_err(serde::ser::Error::custom)?.serialize(serializer)
     }
 }
 
@@ -177,18 +159,6 @@ mod tests {
     use workers::job::{AccountId, AttemptOutcome, Fence, WorkerId};
 
     use super::*;
-
-    #[test]
-    fn costs_are_exact_decimals() {
-        let check = |nanos, expect: &str| assert_eq!(serde_json::to_string(&Usd { nanos }).unwrap(), expect);
-        check(0, "0");
-        check(1, "0.000000001");
-        check(37_500, "0.0000375");
-        check(300_000_000, "0.3");
-        check(1_000_000_000, "1");
-        check(i64::MAX, "9223372036.854775807");
-        check(-5, "-0.000000005");
-    }
 
     #[test]
     fn a_result_starts_with_the_contract_s_fields() {

@@ -11,8 +11,8 @@ use workers::{
     queue::{RateLeft, Unreachable},
 };
 
-use super::{InvalidRequest, PromptName};
-use crate::{db::StoreError, prompts::RenderError};
+use super::{InvalidRequest, PromptName, budget::Month};
+use crate::{db::StoreError, money::Usd, prompts::RenderError};
 
 /// When a caller should come back to a server that shuts down, or whose stores do not answer.
 const COME_BACK: Duration = Duration::from_secs(2);
@@ -38,6 +38,11 @@ pub enum RunError {
     SubscriptionExpired { ended: UnixMillis },
     #[error("The model '{0}' is not allowed for this account")]
     ModelNotAllowed(String),
+    #[error(
+        "The budget of this account for {} is spent; new runs are accepted again from {} 00:00 UTC",
+        month.name(), month.next()
+    )]
+    BudgetSpent { month: Month, budget: Usd, spent: Usd },
     // The public contract fixes this sentence to the letter.
     #[error("Prompt '{0}' not found or has no PRODUCTION version")]
     PromptNotFound(PromptName),
@@ -75,6 +80,7 @@ impl RunError {
             | Self::MissingVariables(_)
             | Self::TemplateFailed(_) => 400,
             Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => 403,
+            Self::BudgetSpent { .. } => 402,
             Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => 404,
             Self::AlreadyEnded(_) => 409,
             Self::Limited { .. } => 429,
@@ -98,6 +104,7 @@ impl RunError {
             Self::PlanRequired => "plan_required",
             Self::SubscriptionExpired { .. } => "subscription_expired",
             Self::ModelNotAllowed(_) => "model_not_allowed",
+            Self::BudgetSpent { .. } => "budget_spent",
             Self::PromptNotFound(_) => "prompt_not_found",
             Self::VersionNotFound { .. } => "version_not_found",
             Self::RunNotFound => "run_not_found",
@@ -138,6 +145,12 @@ impl RunError {
             }
             Self::MissingVariables(names) => Some(json!({ "missing": names })),
             Self::Limited { rule, .. } => Some(json!({ "limit": rule })),
+            Self::BudgetSpent { month, budget, spent } => Some(json!({
+                "month": month.number(),
+                "monthlyBudgetUsd": budget,
+                "spentUsd": spent,
+                "resetsAt": format!("{}T00:00:00Z", month.next()),
+            })),
             _ => None,
         }
     }
@@ -271,6 +284,12 @@ mod tests {
             None,
             "The subscription of this account ended on 2026-01-01",
         );
+        let month = Month::of(UnixMillis(1_767_225_600_000));
+        let spent = RunError::BudgetSpent { month, budget: Usd(5_000_000_000), spent: Usd(5_100_000_001) };
+        let details = json!({ "month": "2026-01", "monthlyBudgetUsd": 5, "spentUsd": 5.100000001, "resetsAt": "2026-02-01T00:00:00Z" });
+        assert_eq!((spent.details(), spent.retryable()), (Some(details), false));
+        let sentence = "The budget of this account for January 2026 is spent; new runs are accepted again from 2026-02-01 00:00 UTC";
+        check(spent, 402, "budget_spent", None, sentence);
         check(
             RunError::NotSupported(vec!["stream", "cache"]),
             400,

@@ -93,6 +93,7 @@ mod tests {
             plan,
             plan_ends,
             allowed_models: allowed.iter().map(|&name| name.to_owned()).collect(),
+            monthly_budget: None,
         }
     }
 

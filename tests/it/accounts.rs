@@ -9,6 +9,7 @@ use prompt_manager::{
     config::DatabaseConfig,
     db::{self, StoreError},
     keys::{KeyError, KeyText, Keys, MintedKey, NewKey, Principal, Revocation},
+    money::Usd,
 };
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -84,7 +85,13 @@ pub async fn until<F: Future<Output = bool>>(condition: impl Fn() -> F) -> Durat
 }
 
 pub async fn account(process: &Process, name: &str) -> Account {
-    let new = NewAccount { name: name.into(), plan: Plan::Pro, plan_ends: None, allowed_models: vec![] };
+    let new = NewAccount {
+        name: name.into(),
+        plan: Plan::Pro,
+        plan_ends: None,
+        allowed_models: vec![],
+        monthly_budget: None,
+    };
     process.accounts().create(&Actor::cli(), new).await.unwrap()
 }
 
@@ -121,7 +128,13 @@ async fn an_account_and_its_plan() {
         let names: Vec<String> = accounts.list().await.unwrap().into_iter().map(|account| account.name).collect();
         assert_eq!(names, ["Zoé & Cie", "acme"]);
 
-        let new = NewAccount { name: "acme".into(), plan: Plan::Free, plan_ends: None, allowed_models: vec![] };
+        let new = NewAccount {
+            name: "acme".into(),
+            plan: Plan::Free,
+            plan_ends: None,
+            allowed_models: vec![],
+            monthly_budget: None,
+        };
         assert_eq!(
             refusal(accounts.create(&Actor::cli(), new.clone()).await),
             "there is already an account named 'acme'"
@@ -141,13 +154,21 @@ async fn an_account_and_its_plan() {
         assert_eq!(accounts.find(zoe.id).await.unwrap().unwrap(), changed);
         assert_eq!(changed.allowed_models, ["gpt-4", "é"]);
         accounts.set_plan(&Actor::cli(), zoe.id, change).await.unwrap();
-        let change = PlanChange { plan: Some(Plan::Free), plan_ends: Some(None), allowed_models: None };
+        let change = PlanChange { plan: Some(Plan::Free), plan_ends: Some(None), ..PlanChange::default() };
         let changed = accounts.set_plan(&Actor::cli(), zoe.id, change).await.unwrap();
         assert_eq!((changed.plan, changed.plan_ends, changed.allowed_models.len()), (Plan::Free, None, 2));
+        for budget in [Some(Usd(12_500_000_001)), None] {
+            let change = PlanChange { monthly_budget: Some(budget), ..PlanChange::default() };
+            let changed = accounts.set_plan(&Actor::cli(), zoe.id, change).await.unwrap();
+            assert_eq!((changed.plan, changed.monthly_budget), (Plan::Free, budget));
+            assert_eq!(accounts.find(zoe.id).await.unwrap().unwrap(), changed);
+        }
 
-        // What was refused, or changed nothing, left no trace: two creations and two changes did.
-        assert_eq!(process.number("SELECT count(*) FROM audit_log").await, 4);
-        assert_eq!(process.number("SELECT counter FROM changes").await, 4);
+        // What was refused, or changed nothing, left no trace: two creations and four changes did.
+        assert_eq!(process.number("SELECT count(*) FROM audit_log").await, 6);
+        assert_eq!(process.number("SELECT counter FROM changes").await, 6);
+        let told = "SELECT count(*) FROM audit_log WHERE detail LIKE '%\"monthlyBudgetUsd\":12.500000001%'";
+        assert_eq!(process.number(told).await, 2, "as the new fact, and then as the old one");
     })
     .await;
 }

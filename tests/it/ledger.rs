@@ -93,6 +93,7 @@ over_both!(
     a_batch_may_have_more_values_than_a_statement,
     recording_an_attempt_again_changes_nothing,
     the_worker_that_was_thought_lost_has_the_last_word,
+    what_was_spent_is_summed_up_over_all_calls,
     a_run_is_found_by_its_own_account_only,
     migrating_twice_and_at_once_is_harmless,
     the_schema_is_compared_with_this_version,
@@ -462,7 +463,9 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
     let mut jobs: Vec<Job> = (0..5).map(|_| job()).collect();
     jobs.sort_unstable_by_key(|job| job.id);
     // The attempt of a run may be known before its row.
-    ledger.record_attempts(&[(jobs[0].id, failed(1, 1)), (jobs[0].id, failed(2, 2))]).await.unwrap();
+    let broken = Attempt { outcome: AttemptOutcome::ProviderError, ..failed(2, 2) };
+    let calls = [failed(1, 1), broken, failed(3, 3)].map(|attempt| (jobs[0].id, attempt));
+    ledger.record_attempts(&calls).await.unwrap();
     for job in &jobs {
         ledger.insert(Arc::new(job.clone())).await.unwrap();
     }
@@ -470,8 +473,10 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
     let first = ledger.unfinished(None, 3).await.unwrap();
     let rest = ledger.unfinished(Some(first[2].job.id), 3).await.unwrap();
-    let found: Vec<(Job, i32)> = first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts)).collect();
-    let expected = [(0, 2), (1, 0), (3, 0), (4, 0)].map(|(index, attempts)| (jobs[index].clone(), attempts));
+    let found: Vec<(Job, i32, i32)> =
+        first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts, run.limited)).collect();
+    let expected = [(0, 3, 2), (1, 0, 0), (3, 0, 0), (4, 0, 0)]
+        .map(|(index, attempts, limited)| (jobs[index].clone(), attempts, limited));
     assert_eq!(found, expected);
     assert_eq!((first.len(), rest.len()), (3, 1));
 }
@@ -589,6 +594,43 @@ async fn the_worker_that_was_thought_lost_has_the_last_word(site: Site) {
     assert_eq!(find(&ledger, &job).await.attempts, [told]);
 }
 
+async fn what_was_spent_is_summed_up_over_all_calls(site: Site) {
+    let (ledger, _db) = site.ledger().await;
+    let account = AccountId::new();
+    let accepted_at = |moment: i64| {
+        let first = RunId::first_at(UnixMillis(moment)).0.as_u128();
+        Job { id: RunId(Uuid::from_u128(first + (RunId::new().0.as_u128() & 0xffff_ffff))), account, ..job() }
+    };
+    let spent = async |from, until| ledger.spent(account, UnixMillis(from)..UnixMillis(until)).await.unwrap();
+    assert_eq!(spent(0, i64::MAX >> 16).await, 0);
+
+    // Failed calls are billed too, and some cost nothing that is known.
+    let one = accepted_at(2_000);
+    let paid = |number, fence, nanos| Attempt { cost_nano_usd: Some(nanos), ..failed(number, fence) };
+    ledger.insert(Arc::new(one.clone())).await.unwrap();
+    let calls = [paid(1, 1, 100), failed(2, 2), paid(3, 3, 20)].map(|call| (one.id, call));
+    ledger.record_attempts(&calls).await.unwrap();
+    assert_eq!(spent(0, 10_000).await, 120, "of a run that goes on, too");
+    ledger.record_attempts(&calls).await.unwrap();
+    finish(&ledger, &one, &ending(&one, succeeded(), 4, Some(paid(4, 4, 3)))).await;
+    assert_eq!(spent(0, 10_000).await, 123);
+    // The usage of a worker that lost the run is recorded, and was paid for.
+    finish(&ledger, &one, &ending(&one, succeeded(), 5, Some(paid(5, 5, 1_000)))).await;
+    assert_eq!(spent(0, 10_000).await, 1_123);
+
+    // A run counts where it was accepted, and with its own account.
+    let later = accepted_at(3_000);
+    let big = i64::from(i32::MAX) * 1_000;
+    finish(&ledger, &later, &ending(&later, Outcome::Failed(refused()), 1, Some(paid(1, 1, big)))).await;
+    let other = Job { account: AccountId::new(), ..accepted_at(2_500) };
+    finish(&ledger, &other, &ending(&other, succeeded(), 1, Some(paid(1, 1, 7)))).await;
+    assert_eq!(spent(0, 10_000).await, big + 1_123);
+    assert_eq!(spent(2_000, 3_000).await, 1_123);
+    assert_eq!(spent(2_001, 3_000).await, 0);
+    assert_eq!(spent(2_001, 3_001).await, big);
+    assert_eq!(spent(3_001, 10_000).await, 0);
+}
+
 async fn a_run_is_found_by_its_own_account_only(site: Site) {
     let (ledger, _db) = site.ledger().await;
     let job = job();
@@ -645,6 +687,7 @@ async fn its_futures_may_move_between_threads() {
     movable(&ledger.find(AccountId::new(), RunId::new()));
     movable(&ledger.unfinished(None, 1));
     movable(&ledger.endings(&[]));
+    movable(&ledger.spent(AccountId::new(), UnixMillis(0)..UnixMillis(1)));
     movable(&ledger.ping());
     movable(&db::migrate(&db));
     movable(&db::schema_state(&db));

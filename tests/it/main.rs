@@ -11,6 +11,7 @@
 
 mod accounts;
 mod architecture;
+mod budget;
 mod cli;
 mod config;
 mod conformance;
@@ -20,5 +21,6 @@ mod ledger;
 mod limits;
 mod openai;
 mod prompts;
+mod retries;
 mod server;
 mod support;

@@ -4,6 +4,7 @@ mod view;
 mod waiters;
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -185,6 +186,11 @@ impl Engine {
             },
             _ => record,
         }))
+    }
+
+    /// What is known to have been spent for an account's runs of a time, in nano-dollars ([`Ledger::spent`]).
+    pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
+        self.0.ledger.spent(account, accepted).await
     }
 
     /// Cancels a run of an account.

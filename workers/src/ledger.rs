@@ -12,7 +12,7 @@ mod read;
 mod runs;
 mod store;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::sync::{mpsc, oneshot};
@@ -172,6 +172,14 @@ impl Ledger {
     /// whose output was not kept is given as failed with `output_not_kept`: its ending is for somebody who waits for that output.
     pub async fn endings(&self, runs: &[RunId]) -> Result<Vec<Ending>, LedgerError> {
         read::endings(&self.store, runs).await
+    }
+
+    /// What is known to have been spent for the runs of an account that were accepted in a time, in nano-dollars: over all their calls, because
+    /// failed ones are billed too. Calls of unknown cost count nothing.
+    ///
+    /// It reads a row for every call: a second for half a million of them, so that long times are better asked for in pieces.
+    pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
+        read::spent(&self.store, account, accepted).await
     }
 
     /// Answers when the database does.

@@ -15,7 +15,8 @@
 //! 4. **Stash** stores the ending of a run under its fence, frees its slot, settles its tokens, and sends the ending to the
 //!    front door that waits, all in one step. From here on the run has ended: nobody can cancel it or call a model for it again.
 //! 5. The ledger is written. Then **finish** drops the lease and leaves the tombstone.
-//! 6. **Release** gives a leased run back: to be retried after a while, or handed back uncounted when a worker drains.
+//! 6. **Release** gives a leased run back: to be retried after a while (calls that a provider limited are counted apart), or handed back
+//!    uncounted when a worker drains.
 //! 7. **Reap** takes over what its owner lost: a lease that ran out, a deadline that passed in the queue. The reaper becomes
 //!    the owner, under a new fence, and is told what is left to do ([`Work`]).
 //! 8. **Cancel** takes a waiting run over in the same way (its ending is stashed in the same step), or flags a leased one and tells its owner.
@@ -124,6 +125,8 @@ pub struct Claim {
     pub fence: Fence,
     /// The number of the attempt that a call would be, from 1.
     pub attempt: i32,
+    /// How many attempts before it ended with [`Release::Limited`].
+    pub limited: i32,
     /// Index into [`Job::targets`].
     pub target: usize,
     /// How long the run waited since it was last ready, in milliseconds.
@@ -199,6 +202,8 @@ pub enum Renewal {
 pub enum Release {
     /// Ready again after a while, for another attempt at the given target.
     Retry { after: Duration, target: usize },
+    /// The same after a call that its provider put off (429). [`Claim::limited`] tells how often, because that is no failure.
+    Limited { after: Duration, target: usize },
     /// Ready at once, in front, as if it had not been claimed.
     HandBack,
 }
@@ -222,6 +227,8 @@ pub struct Restored {
     pub job: Arc<Job>,
     /// Attempts that are recorded already.
     pub attempts: i32,
+    /// How many of them were limited by their provider.
+    pub limited: i32,
 }
 
 /// A run in the queue, as its status shows it.

@@ -2,8 +2,8 @@
 //!
 //! Two rules stand behind [`next_step`]. A provider that says *later* (429) has not failed: the run waits for as long as
 //! its deadline allows, however often, and ends as expired when the wait would outlast it. Everything else is a failed
-//! attempt: it is made again with full jitter until the attempts are used up, or at once at the next target when another
-//! try at this one is pointless, and then the run ends as failed.
+//! attempt and counts as one: it is made again with full jitter until the attempts are used up, or at once at the next
+//! target when another try at this one is pointless, and then the run ends as failed.
 
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ pub enum Step {
 pub struct Situation {
     /// The number of the attempt that failed, from 1.
     pub attempt: i32,
+    /// How many of the attempts before it were limited: they were calls, but no failures.
+    pub limited: i32,
     /// The index of the target that was called, and how many there are.
     pub target: usize,
     pub targets: usize,
@@ -46,7 +48,7 @@ pub struct Situation {
 /// How often and how fast failed calls are made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Calls of one run, at most, over all targets.
+    /// Failed calls of one run, at most, over all targets. Limited ones are not counted.
     pub max_attempts: i32,
     /// The first pause's upper bound; it doubles with each attempt (full jitter).
     pub base: Duration,
@@ -74,37 +76,39 @@ impl Default for RetryPolicy {
 /// - *Unauthorized, rejected*: the next target at once, or the end.
 /// - *Expired*: the end, as expired.
 ///
-/// Attempts that were limited never end a run by their number, but they are numbered like all others, so that a run
-/// that was limited often has fewer retries left for a failure.
+/// Attempts that were limited are numbered like all others, so that a run shows every call, but they use up no attempt
+/// and no target's share: a run that was limited often has as many retries left for a failure as one that never was.
 pub fn next_step(policy: &RetryPolicy, error: &CallError, situation: Situation) -> Step {
-    let jitter = jittered(policy, situation);
+    let failures = situation.attempt.saturating_sub(situation.limited);
     let next = match error.class {
         ErrorClass::Expired => None,
         ErrorClass::Limited { after } => {
             // A limit without a time is still no invitation to call again at once: limited attempts are not counted.
             let after = after.unwrap_or_default().min(MAX_PAUSE);
-            let pause = after.max(policy.base).max(jitter);
+            let pause = after.max(policy.base).max(jittered(policy, situation.attempt, situation.roll));
             wait_or_move(after > PATIENCE, pause, situation)
         }
-        _ if situation.attempt >= policy.max_attempts => None,
+        _ if failures >= policy.max_attempts => None,
         ErrorClass::Unauthorized | ErrorClass::Rejected => at_next_target(situation),
         ErrorClass::Failing { after } => {
             let after = after.unwrap_or_default().min(MAX_PAUSE);
-            wait_or_move(after > PATIENCE || share_used(policy, situation), after.max(jitter), situation)
+            let pause = after.max(jittered(policy, failures, situation.roll));
+            wait_or_move(after > PATIENCE || share_used(policy, failures, situation), pause, situation)
         }
         ErrorClass::Unreachable | ErrorClass::Timeout | ErrorClass::Truncated | ErrorClass::Garbage => {
-            wait_or_move(share_used(policy, situation), jitter, situation)
+            let pause = jittered(policy, failures, situation.roll);
+            wait_or_move(share_used(policy, failures, situation), pause, situation)
         }
     };
     next.unwrap_or_else(|| give_up(&error.class))
 }
 
-/// Full jitter: anything between nothing and the doubled base, so that runs that failed together do not come back
-/// together.
-fn jittered(policy: &RetryPolicy, situation: Situation) -> Duration {
-    let doublings = u32::try_from(situation.attempt.saturating_sub(1)).unwrap_or(0);
+/// Full jitter: anything between nothing and the base, doubled with each of the `times` after the first, so that runs that
+/// failed together do not come back together.
+fn jittered(policy: &RetryPolicy, times: i32, roll: f64) -> Duration {
+    let doublings = u32::try_from(times.saturating_sub(1)).unwrap_or(0);
     let bound = 2_u32.checked_pow(doublings).map_or(policy.cap, |factor| policy.base.saturating_mul(factor));
-    bound.min(policy.cap).mul_f64(situation.roll.clamp(0.0, 1.0))
+    bound.min(policy.cap).mul_f64(roll.clamp(0.0, 1.0))
 }
 
 /// The same target after the pause, or the next one at once when the run should move on, or when the pause is too long
@@ -126,10 +130,10 @@ fn starts_in_time(pause: Duration, situation: Situation) -> bool {
 
 /// Whether the target that was called has had its part of the attempts, so that those left belong to the targets after
 /// it.
-fn share_used(policy: &RetryPolicy, situation: Situation) -> bool {
+fn share_used(policy: &RetryPolicy, failures: i32, situation: Situation) -> bool {
     let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
     let share = policy.max_attempts.checked_div(count(situation.targets)).unwrap_or(0).max(1);
-    situation.attempt >= share.saturating_mul(count(situation.target).saturating_add(1))
+    failures >= share.saturating_mul(count(situation.target).saturating_add(1))
 }
 
 /// The end of a run for which no other try is left. The sentence is the caller's: what the provider said stays with the
@@ -175,7 +179,8 @@ mod tests {
 
     /// The first attempt of a run with one target and a minute left, with the jitter in the middle.
     fn first() -> Situation {
-        Situation { attempt: 1, target: 0, targets: 1, now: UnixMillis(0), deadline: UnixMillis(60_000), roll: 0.5 }
+        let (now, deadline) = (UnixMillis(0), UnixMillis(60_000));
+        Situation { attempt: 1, limited: 0, target: 0, targets: 1, now, deadline, roll: 0.5 }
     }
 
     fn limited(seconds: u64) -> ErrorClass {
@@ -276,6 +281,23 @@ mod tests {
     }
 
     #[test]
+    fn limited_attempts_use_up_nothing_of_a_failure() {
+        let after_limits = |attempt| Situation { attempt, limited: 10, ..first() };
+        check(ErrorClass::Timeout, after_limits(11), retry(100, 0));
+        check(ErrorClass::Timeout, after_limits(12), retry(200, 0));
+        check(ErrorClass::Timeout, after_limits(13), retry(400, 0));
+        check(ErrorClass::Timeout, after_limits(14), fail("provider_timeout", true));
+        // Nor of a target's share.
+        let two = Situation { targets: 2, ..after_limits(11) };
+        check(ErrorClass::Timeout, two, retry(100, 0));
+        check(ErrorClass::Timeout, Situation { attempt: 12, ..two }, retry(0, 1));
+        check(ErrorClass::Timeout, Situation { attempt: 13, target: 1, ..two }, retry(400, 1));
+        check(ErrorClass::Rejected, Situation { attempt: 13, ..two }, retry(0, 1));
+        // A provider that goes on saying later without a time is asked less and less often.
+        check(ErrorClass::Limited { after: None }, after_limits(11), retry(500, 0));
+    }
+
+    #[test]
     fn a_retry_that_would_miss_the_deadline_is_a_failure_of_the_call() {
         check(failing(61), first(), fail("provider_error", true));
         check(
@@ -327,7 +349,7 @@ mod tests {
         ) {
             let policy = RetryPolicy { max_attempts, ..POLICY };
             let deadline = UnixMillis(deadline);
-            let (mut now, mut attempt, mut target, mut counted) = (UnixMillis(0), 0_i32, 0_usize, 0_i32);
+            let (mut now, mut attempt, mut target, mut limited) = (UnixMillis(0), 0_i32, 0_usize, 0_i32);
             for (class, after, roll, took) in errors {
                 attempt += 1;
                 now = now.plus(took);
@@ -338,12 +360,14 @@ mod tests {
                     other => other,
                 };
                 let is_limited = matches!(class, ErrorClass::Limited { .. });
-                counted += i32::from(!is_limited);
-                let situation = Situation { attempt, target, targets, now, deadline, roll };
-                match next_step(&policy, &CallError::new(class.clone(), ""), situation) {
+                let situation = Situation { attempt, limited, target, targets, now, deadline, roll };
+                let failures = attempt - limited;
+                limited += i32::from(is_limited);
+                let step = next_step(&policy, &CallError::new(class.clone(), ""), situation);
+                match step {
                     Step::Retry { after, target: next } => {
                         prop_assert!(class != ErrorClass::Expired);
-                        prop_assert!(is_limited || counted < max_attempts, "{counted} calls of {max_attempts}");
+                        prop_assert!(is_limited || failures < max_attempts, "{failures} failures of {max_attempts}");
                         prop_assert!(next == target || (next == target + 1 && next < targets && after.is_zero()));
                         if next == target {
                             let said = match class {
@@ -365,6 +389,9 @@ mod tests {
                     Step::Fail(failure) => {
                         prop_assert!(!is_limited && class != ErrorClass::Expired);
                         prop_assert!(failure.code.starts_with("provider_"));
+                        let hopeless = matches!(class, ErrorClass::Unauthorized | ErrorClass::Rejected);
+                        let patient = now.plus(u64::try_from(MAX_PAUSE.as_millis()).unwrap()) < deadline;
+                        prop_assert!(hopeless || !patient || failures >= max_attempts, "given up after {failures}");
                         break;
                     }
                 }

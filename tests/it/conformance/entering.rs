@@ -29,10 +29,10 @@ pub async fn a_restored_run_keeps_its_attempts_and_others_are_left_as_they_are<S
     let (known, unknown) = (run().job(), run().job());
     bench.enqueue(&known).await;
     let known_claim = bench.take().await;
-    let restored = [&known, &unknown].map(|job| Restored { job: Arc::clone(job), attempts: 2 });
+    let restored = [&known, &unknown].map(|job| Restored { job: Arc::clone(job), attempts: 2, limited: 1 });
     bench.queue.restore(&restored).await.unwrap();
     let claim = bench.take().await;
-    assert_eq!((claim.job.id, claim.attempt, claim.target), (unknown.id, 3, 0));
+    assert_eq!((claim.job.id, claim.attempt, claim.limited, claim.target), (unknown.id, 3, 1, 0));
     bench.end(&known_claim).await;
 }
 
@@ -40,7 +40,7 @@ pub async fn a_submission_that_comes_after_its_restoration_is_still_answered<S: 
     let bench = S::open(LONG).await;
     let mut front_door = bench.front_door().await;
     let jobs = [run().job(), run().job()];
-    let restored = jobs.each_ref().map(|job| Restored { job: Arc::clone(job), attempts: 0 });
+    let restored = jobs.each_ref().map(|job| Restored { job: Arc::clone(job), attempts: 0, limited: 0 });
     bench.queue.restore(&restored).await.unwrap();
     bench.enqueue_for(front_door.id, &jobs[0]).await;
     let claims = bench.claim(10).await;

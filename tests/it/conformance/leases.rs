@@ -17,7 +17,7 @@ pub async fn a_claim_tells_all_that_a_call_needs<S: Store>() {
     bench.enqueue(&job).await;
     let claim = bench.take().await;
     assert_eq!(claim.job, job);
-    assert_eq!((claim.attempt, claim.target, claim.work), (1, 0, Work::Call));
+    assert_eq!((claim.attempt, claim.limited, claim.target, claim.work), (1, 0, 0, Work::Call));
     assert!(claim.queue_ms < 10_000, "{}", claim.queue_ms);
     assert!(claim.started_at >= before && claim.started_at <= UnixMillis::now().plus(1));
     assert!(claim.fence > Fence(0));
@@ -122,6 +122,33 @@ pub async fn a_retry_at_once_is_ready_at_once<S: Store>() {
     let claim = bench.take().await;
     assert_eq!(bench.retry(&claim, Duration::ZERO).await, Held::Done);
     assert_eq!(bench.take().await.attempt, 2);
+}
+
+pub async fn calls_that_a_provider_limited_are_counted_apart<S: Store>() {
+    let bench = S::open(SHORT).await;
+    bench.flood(&Spec { scopes: vec![OPEN, "fallback"], ..run() }, 1).await;
+    let limited = async |after, target| {
+        let claim = bench.take().await;
+        let how = Release::Limited { after, target };
+        assert_eq!(bench.queue.release(claim.job.id, claim.fence, how).await.unwrap(), Held::Done);
+    };
+    limited(Duration::ZERO, 0).await;
+    limited(Duration::from_millis(20), 0).await;
+    let again = bench.take_later().await;
+    assert_eq!((again.attempt, again.limited), (3, 2));
+    // Every other way of coming back leaves the count as it is.
+    bench.retry(&again, Duration::ZERO).await;
+    let again = bench.take().await;
+    assert_eq!((again.attempt, again.limited), (4, 2));
+    bench.hand_back(&again).await;
+    let again = bench.take().await;
+    assert_eq!((again.attempt, again.limited), (4, 2));
+    let lost = bench.reap().await;
+    assert_eq!((lost.attempt, lost.limited), (5, 2));
+    bench.retry(&lost, Duration::ZERO).await;
+    limited(Duration::ZERO, 1).await;
+    let moved = bench.claim_in(1, &[unlimited("fallback")]).await.claims.remove(0);
+    assert_eq!((moved.attempt, moved.limited, moved.target), (6, 3, 1));
 }
 
 pub async fn a_run_that_is_handed_back_is_uncounted_and_goes_first<S: Store>() {

@@ -187,6 +187,7 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
     };
     let situation = Situation {
         attempt: claim.attempt,
+        limited: claim.limited,
         target: claim.target,
         targets: claim.job.targets.len(),
         now: UnixMillis::now(),
@@ -212,7 +213,11 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
     match step {
         Step::Retry { after, target } => {
             record_attempt(shared, claim, attempt).await;
-            give_back(shared, claim, Release::Retry { after, target }).await
+            let how = match error.class {
+                ErrorClass::Limited { .. } => Release::Limited { after, target },
+                _ => Release::Retry { after, target },
+            };
+            give_back(shared, claim, how).await
         }
         Step::Fail(failure) => end(shared, claim, Outcome::Failed(failure), Some(attempt)).await,
         Step::Expire => end(shared, claim, Outcome::Expired, Some(attempt)).await,

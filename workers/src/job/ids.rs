@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::UnixMillis;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -49,6 +51,14 @@ macro_rules! id {
 
 id!(/// One run, for its whole life.
     RunId);
+impl RunId {
+    /// No run that was made at this moment or after it has a smaller id, and none before it has a greater one.
+    pub fn first_at(moment: UnixMillis) -> Self {
+        // The id of version 7 begins with 48 bits of milliseconds.
+        Self(Uuid::from_u128(u128::from(moment.since(UnixMillis(0))) << 80))
+    }
+}
+
 id!(/// An account: the owner of prompts, keys and runs.
     AccountId);
 id!(/// An API key (its row, never its text).
@@ -59,3 +69,18 @@ id!(/// One boot of a front door: where the replies of the runs that it accepted
     FrontDoorId);
 id!(/// One boot of a worker process: who owns a lease.
     WorkerId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_of_a_time_begin_with_the_first() {
+        let before = UnixMillis::now();
+        let run = RunId::new();
+        let after = UnixMillis::now().plus(1);
+        assert!(RunId::first_at(before) <= run && run < RunId::first_at(after), "{run}");
+        assert_eq!(RunId::first_at(UnixMillis(0x0123_4567_89ab)).to_string(), "01234567-89ab-0000-0000-000000000000");
+        assert_eq!(RunId::first_at(UnixMillis(-1)), RunId(Uuid::nil()));
+    }
+}

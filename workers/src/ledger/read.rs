@@ -1,12 +1,14 @@
 //! The reads of the ledger.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
-use sea_orm::{EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, Select, entity::prelude::*};
+use sea_orm::{
+    EntityTrait, FromQueryResult, JoinType, QueryFilter, QueryOrder, QuerySelect, Select, entity::prelude::*,
+};
 
 use super::{LedgerError, RunRecord, attempts, runs, store::Store, unreadable};
 use crate::{
-    job::{AccountId, Attempt, Ending, Job, RunId},
+    job::{AccountId, Attempt, AttemptOutcome, Ending, Job, RunId, UnixMillis},
     queue::Restored,
 };
 
@@ -36,7 +38,7 @@ pub(super) async fn unfinished(
         for row in page {
             match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
                 Some(Ok(job)) => {
-                    found.push(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() });
+                    found.push(row.restored(job));
                 }
                 Some(Err(error)) => tracing::warn!(run = %row.id, %error, "left an unfinished run alone"),
                 None => tracing::warn!(run = %row.id, "left an unfinished run without a job alone"),
@@ -50,6 +52,17 @@ struct Unfinished {
     id: Uuid,
     job: Option<String>,
     attempts: Option<i32>,
+    limited: i64,
+}
+
+impl Unfinished {
+    fn restored(&self, job: Job) -> Restored {
+        Restored {
+            job: Arc::new(job),
+            attempts: self.attempts.unwrap_or_default(),
+            limited: i32::try_from(self.limited).unwrap_or(i32::MAX),
+        }
+    }
 }
 
 pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<Restored>, LedgerError> {
@@ -57,7 +70,7 @@ pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<R
     let row = store.answered(|| select.clone().into_model::<Unfinished>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
     match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
-        Some(Ok(job)) => Ok(Some(Restored { job: Arc::new(job), attempts: row.attempts.unwrap_or_default() })),
+        Some(Ok(job)) => Ok(Some(row.restored(job))),
         _ => Err(unreadable(row.id, "job")),
     }
 }
@@ -76,10 +89,15 @@ async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Res
 fn select_unfinished() -> Select<runs::Entity> {
     // Not `attempt_count`: the attempt of a run may have been recorded before the run's row.
     let attempts = Expr::cust("(SELECT MAX(attempts.number) FROM attempts WHERE attempts.run = runs.id)");
+    let limited = Expr::cust(format!(
+        "(SELECT COUNT(*) FROM attempts WHERE attempts.run = runs.id AND attempts.outcome = '{}')",
+        AttemptOutcome::RateLimited.as_str()
+    ));
     runs::Entity::find()
         .select_only()
         .columns([runs::Column::Id, runs::Column::Job])
         .expr_as(attempts, "attempts")
+        .expr_as(limited, "limited")
         .filter(runs::Column::FinishedAt.is_null())
 }
 
@@ -98,6 +116,21 @@ pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>
         }
     }
     Ok(endings)
+}
+
+pub(super) async fn spent(store: &Store, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
+    let attempts = runs::Entity::belongs_to(attempts::Entity).from(runs::Column::Id).to(attempts::Column::Run);
+    // PostgreSQL sums up integers in another type.
+    let sum = Expr::cust("CAST(COALESCE(SUM(attempts.cost_nano_usd), 0) AS BIGINT)");
+    let select = runs::Entity::find()
+        .select_only()
+        .expr_as(sum, "spent")
+        .join(JoinType::InnerJoin, attempts.into())
+        .filter(runs::Column::Account.eq(account.0))
+        .filter(runs::Column::Id.gte(RunId::first_at(accepted.start).0))
+        .filter(runs::Column::Id.lt(RunId::first_at(accepted.end).0));
+    let spent: Option<i64> = store.answered(|| select.clone().into_tuple().one(store.db())).await?;
+    Ok(spent.unwrap_or_default())
 }
 
 /// The attempts of each run in the order of their numbers.

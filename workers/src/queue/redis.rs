@@ -137,7 +137,7 @@ impl RedisQueue {
                 Read::Foreign { run, fence } => {
                     tracing::warn!(%run, "a queued run was written by another version; it is left to a worker of that version");
                     // Should this fail, its lease runs out and the reaper finds it.
-                    let _ = self.give_back(run, fence, FOREIGN_AFTER, None, true).await;
+                    let _ = self.give_back(run, fence, FOREIGN_AFTER, None, "uncounted").await;
                 }
             }
         }
@@ -150,7 +150,7 @@ impl RedisQueue {
         fence: Fence,
         after: Duration,
         target: Option<usize>,
-        uncounted: bool,
+        what: &'static str,
     ) -> Result<Held, Unreachable> {
         let step = self
             .step(&scripts::RELEASE)
@@ -158,7 +158,7 @@ impl RedisQueue {
             .arg(fence.0)
             .arg(millis(after))
             .arg(target.map(|target| target.to_string()).unwrap_or_default())
-            .arg(u8::from(uncounted));
+            .arg(what);
         wire::held(&self.run::<String>(step).await?)
     }
 }
@@ -173,7 +173,7 @@ impl Queue for RedisQueue {
 
     async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
         let Submission { job, reply_to } = submission;
-        let mut step = wire::put(self.step(&scripts::ENQUEUE), &job, &job.encode(), 0, reply_to);
+        let mut step = wire::put(self.step(&scripts::ENQUEUE), &job, &job.encode(), (0, 0), reply_to);
         if let Some(admission) = admission {
             step = wire::admission(step, admission);
         }
@@ -251,8 +251,9 @@ impl Queue for RedisQueue {
 
     async fn release(&self, run: RunId, fence: Fence, how: Release) -> Result<Held, Unreachable> {
         match how {
-            Release::Retry { after, target } => self.give_back(run, fence, after, Some(target), false).await,
-            Release::HandBack => self.give_back(run, fence, Duration::ZERO, None, true).await,
+            Release::Retry { after, target } => self.give_back(run, fence, after, Some(target), "call").await,
+            Release::Limited { after, target } => self.give_back(run, fence, after, Some(target), "limited").await,
+            Release::HandBack => self.give_back(run, fence, Duration::ZERO, None, "uncounted").await,
         }
     }
 
@@ -332,10 +333,10 @@ impl Queue for RedisQueue {
         while runs.peek().is_some() {
             let mut step = self.step(&scripts::RESTORE);
             let mut bytes = 0;
-            for Restored { job, attempts } in runs.by_ref().take(RESTORE_BATCH) {
+            for Restored { job, attempts, limited } in runs.by_ref().take(RESTORE_BATCH) {
                 let encoded = job.encode();
                 bytes += encoded.len();
-                step = wire::put(step, job, &encoded, *attempts, None);
+                step = wire::put(step, job, &encoded, (*attempts, *limited), None);
                 if bytes >= RESTORE_BYTES {
                     break;
                 }

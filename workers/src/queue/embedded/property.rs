@@ -47,6 +47,7 @@ enum Step {
         lease: usize,
         millis: u64,
         target: usize,
+        limited: bool,
     },
     HandBack {
         lease: usize,
@@ -79,7 +80,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..20_000_u64).prop_map(|millis| Step::Pass { millis }),
         4 => (index.clone(), proptest::option::of(0..20_u64)).prop_map(|(lease, tokens)| Step::Stash { lease, tokens }),
         3 => index.clone().prop_map(|lease| Step::Finish { lease }),
-        2 => (index.clone(), 0..30_000_u64, 0..4_usize).prop_map(|(lease, millis, target)| Step::Retry { lease, millis, target }),
+        2 => (index.clone(), 0..30_000_u64, 0..4_usize, any::<bool>())
+            .prop_map(|(lease, millis, target, limited)| Step::Retry { lease, millis, target, limited }),
         1 => index.clone().prop_map(|lease| Step::HandBack { lease }),
         2 => index.prop_map(|run| Step::Cancel { run }),
         3 => (0..WORKERS, 0..4_usize).prop_map(|(worker, limit)| Step::Reap { worker, limit }),
@@ -94,9 +96,9 @@ impl World {
         match step {
             Step::Enqueue { account, lane, scope, tokens, seconds, restored } => {
                 let job = self.job(account, Lane::ALL[lane], scope, tokens, seconds);
-                let attempts = if restored { 2 } else { 0 };
+                let (attempts, limited) = if restored { (2, 1) } else { (0, 0) };
                 if restored {
-                    self.state.restore(&[Restored { job: Arc::clone(&job), attempts }], self.now);
+                    self.state.restore(&[Restored { job: Arc::clone(&job), attempts, limited }], self.now);
                 } else {
                     self.state.enqueue(Submission { job: Arc::clone(&job), reply_to: None }, None, self.now);
                 }
@@ -104,7 +106,16 @@ impl World {
                 self.order.push(job.id);
                 self.runs.insert(
                     job.id,
-                    Known { job, life: Life::Waiting, deadline, attempts, losses: 0, endings: 0, finished_at: None },
+                    Known {
+                        job,
+                        life: Life::Waiting,
+                        deadline,
+                        attempts,
+                        limited,
+                        losses: 0,
+                        endings: 0,
+                        finished_at: None,
+                    },
                 );
             }
             Step::Repeat { run } => {
@@ -114,7 +125,7 @@ impl World {
                 if let Some(known) = known.filter(stands) {
                     let job = Arc::clone(&known.job);
                     self.state.enqueue(Submission { job: Arc::clone(&job), reply_to: None }, None, self.now);
-                    self.state.restore(&[Restored { job, attempts: 9 }], self.now);
+                    self.state.restore(&[Restored { job, attempts: 9, limited: 9 }], self.now);
                 }
             }
             Step::Claim { worker, free } => {
@@ -148,9 +159,11 @@ impl World {
                     self.finish(given);
                 }
             }
-            Step::Retry { lease, millis, target } => {
+            Step::Retry { lease, millis, target, limited } => {
+                let after = Duration::from_millis(millis);
+                let how = if limited { Release::Limited { after, target } } else { Release::Retry { after, target } };
                 if let Some(given) = self.pick_given(lease) {
-                    self.release(given, Release::Retry { after: Duration::from_millis(millis), target });
+                    self.release(given, how);
                 }
             }
             Step::HandBack { lease } => {

@@ -46,6 +46,8 @@ pub(super) struct Run {
     pub(super) deadline: Instant,
     /// Calls that were made, the present one included.
     pub(super) attempts: i32,
+    /// Those of them that their provider put off.
+    pub(super) limited: i32,
     /// Calls whose worker was lost.
     pub(super) losses: u32,
     /// Index into the job's targets.
@@ -150,6 +152,7 @@ impl Run {
             job: Arc::clone(&self.job),
             fence: lease.fence,
             attempt,
+            limited: self.limited,
             target: self.target,
             queue_ms: lease.queue_ms,
             started_at: self.started_at.unwrap_or(lease.taken_at),

@@ -1,6 +1,6 @@
 //! The state machine of the embedded queue: every rule of [`crate::queue`], without I/O and without a clock.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -136,7 +136,7 @@ impl State {
                 missed = run.lease().and_then(|lease| lease.ending.clone()).map(|ending| (front_door, ending));
             }
         } else if matches!(admitted, Admitted::Yes { .. }) {
-            self.add(job, reply_to, 0, now);
+            self.add(Restored { job, attempts: 0, limited: 0 }, reply_to, now);
         }
         (admitted, missed)
     }
@@ -214,6 +214,7 @@ impl State {
             scope.free(id, lease.expires);
         }
         self.changes += 1;
+        let limited = matches!((&how, &lease.task), (Release::Limited { .. }, Task::Call));
         let uncounted = how == Release::HandBack && matches!(lease.task, Task::Call);
         let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire);
         let (first, since) = (lease.first, lease.ready_since);
@@ -225,7 +226,8 @@ impl State {
         self.leases.drop(id, lease);
         run.place = Place::Nowhere;
         match how {
-            Release::Retry { after, target } => {
+            Release::Retry { after, target } | Release::Limited { after, target } => {
+                run.limited += i32::from(limited);
                 run.target = target.min(run.job.targets.len().saturating_sub(1));
                 if after.is_zero() {
                     self.waiting.enter(run, now.at, End::Back);
@@ -307,7 +309,7 @@ impl State {
 
     pub(super) fn restore(&mut self, runs: &[Restored], now: Now) {
         for run in runs {
-            self.add(Arc::clone(&run.job), None, run.attempts, now);
+            self.add(run.clone(), None, now);
         }
     }
 
@@ -366,7 +368,8 @@ impl State {
     }
 
     /// Takes a run in that the queue does not know.
-    fn add(&mut self, job: Arc<Job>, reply_to: Option<FrontDoorId>, attempts: i32, now: Now) {
+    fn add(&mut self, restored: Restored, reply_to: Option<FrontDoorId>, now: Now) {
+        let Restored { job, attempts, limited } = restored;
         if self.knows(job.id) {
             return;
         }
@@ -376,6 +379,7 @@ impl State {
             job,
             reply_to,
             attempts,
+            limited,
             losses: 0,
             target: 0,
             started_at: None,

@@ -29,7 +29,7 @@ pub(super) fn put(
     invocation: Invocation,
     job: &Job,
     bytes: &[u8],
-    attempts: i32,
+    (attempts, limited): (i32, i32),
     reply_to: Option<FrontDoorId>,
 ) -> Invocation {
     let scope = job.targets.first().map(|target| target.provider.as_str()).unwrap_or_default();
@@ -50,6 +50,7 @@ pub(super) fn put(
         .arg(job.deadline.0)
         .arg(job.tokens.min(MAX_TOKENS))
         .arg(attempts)
+        .arg(limited)
         .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
         .arg(bytes)
 }
@@ -99,7 +100,7 @@ pub(super) fn held(answer: &str) -> Result<Held, Unreachable> {
     }
 }
 
-/// A claim as the scripts hand it out: thirteen strings.
+/// A claim as the scripts hand it out: fourteen strings.
 pub(super) type Row = Vec<Vec<u8>>;
 
 /// A row, read.
@@ -113,8 +114,8 @@ pub(super) enum Read {
 }
 
 pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
-    let row: [Vec<u8>; 13] = row.try_into().map_err(|_| garbled("a claim has another length"))?;
-    let [id, job, fence, attempt, target, waited, started, work, lost @ .., ending] = row;
+    let row: [Vec<u8>; 14] = row.try_into().map_err(|_| garbled("a claim has another length"))?;
+    let [id, job, fence, attempt, limited, target, waited, started, work, lost @ .., ending] = row;
     let run = parse(&id)?;
     let fence = Fence(parse(&fence)?);
     let Ok(job) = Job::decode(&job) else { return Ok(Read::Foreign { run, fence }) };
@@ -134,6 +135,7 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
         job: Arc::new(job),
         fence,
         attempt: parse(&attempt)?,
+        limited: parse(&limited)?,
         target: parse(&target)?,
         queue_ms: parse(&waited)?,
         started_at: UnixMillis(parse(&started)?),

@@ -182,7 +182,7 @@ local function hand_out(head)
   redis.call('LPOP', head.line)
   scope.heads[lane] = nil
   local job = redis.call('GET', key('job', id))
-  local fence, attempts, target, started = read(id, 'fence', 'attempts', 'target', 'started')
+  local fence, attempts, limited, target, started = read(id, 'fence', 'attempts', 'limited', 'target', 'started')
   end_wait(id, lane)
   if not job then
     forget(id)
@@ -218,7 +218,8 @@ local function hand_out(head)
   end
   bytes = bytes + #job
   claims[#claims + 1] = {
-    id, job, fence, whole(attempt), target or '0', whole(waited), started or whole(now), head.work, '', '', '', '', '',
+    id, job, fence, whole(attempt), limited or '0', target or '0', whole(waited), started or whole(now), head.work,
+    '', '', '', '', '',
   }
 end
 

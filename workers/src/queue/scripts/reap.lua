@@ -12,12 +12,13 @@ end
 local function take_over(id, fence, work, job, ending)
   local new_fence = take(id, fence, worker, work, lease)
   if work == 'record' then redis.call('HSET', key('run', id), 'state', 'ended') end
-  local attempts, target, ready, waited, started = read(id, 'attempts', 'target', 'ready', 'waited', 'started')
+  local attempts, limited, target, ready, waited, started =
+    read(id, 'attempts', 'limited', 'target', 'ready', 'waited', 'started')
   local lost_worker, lost_fence, lost_attempt, lost_taken = read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
   bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
-    id, job, new_fence, whole((tonumber(attempts) or 0) + 1), target or '0', waited or whole(math.max(now - tonumber(ready), 0)),
-    started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '',
+    id, job, new_fence, whole((tonumber(attempts) or 0) + 1), limited or '0', target or '0',
+    waited or whole(math.max(now - tonumber(ready), 0)), started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '',
   }
 end
 

@@ -1,5 +1,6 @@
--- ARGV: id, fence, after, target (empty: as before), '1' when the claim does not count. Answers 'done', 'elsewhere' or 'unknown'.
-local id, after, target, uncounted = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5] == '1'
+-- ARGV: id, fence, after, target (empty: as before), and what the claim was: 'call', 'limited' (a call that its provider put off) or
+-- 'uncounted'. Answers 'done', 'elsewhere' or 'unknown'.
+local id, after, target, uncounted = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5] == 'uncounted'
 local state, fence, work, lane, scope, account = read(id, 'state', 'fence', 'work', 'lane', 'scope', 'account')
 if not state then return 'unknown' end
 if fence ~= ARGV[2] or state ~= 'leased' then return 'elsewhere' end
@@ -17,6 +18,7 @@ free_slot(id, scope)
 redis.call('ZREM', key('lease'), id)
 redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
 
+if ARGV[5] == 'limited' and work == 'call' then redis.call('HINCRBY', key('run', id), 'limited', 1) end
 local since = now
 if uncounted then
   attempts = math.max((tonumber(attempts) or 1) - 1, 0)

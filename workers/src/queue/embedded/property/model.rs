@@ -63,6 +63,7 @@ pub(super) struct Known {
     pub(super) life: Life,
     pub(super) deadline: Instant,
     pub(super) attempts: i32,
+    pub(super) limited: i32,
     pub(super) losses: u32,
     pub(super) endings: u32,
     pub(super) finished_at: Option<Instant>,
@@ -121,7 +122,7 @@ impl World {
             Work::Call => {
                 assert!(known.deadline > now);
                 known.attempts += 1;
-                assert_eq!(claim.attempt, known.attempts);
+                assert_eq!((claim.attempt, claim.limited), (known.attempts, known.limited));
                 Kind::Call
             }
             Work::Expire => {
@@ -269,8 +270,10 @@ impl World {
                 if *asked || (how == Release::HandBack && *work == Kind::Lost) {
                     (*fence, *expires) = (None, now);
                 } else {
-                    if how == Release::HandBack && *work == Kind::Call {
-                        known.attempts -= 1;
+                    match how {
+                        Release::HandBack if *work == Kind::Call => known.attempts -= 1,
+                        Release::Limited { .. } if *work == Kind::Call => known.limited += 1,
+                        _ => {}
                     }
                     known.life = Life::Waiting;
                 }

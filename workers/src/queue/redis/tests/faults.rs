@@ -23,7 +23,7 @@ async fn what_redis_forgot_is_restored_under_higher_fences() {
     assert!(!queue.was_reset().await.unwrap());
     assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)), "its address was forgotten as well");
 
-    let runs = [leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1 });
+    let runs = [leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1, limited: 0 });
     queue.restore(&runs).await.unwrap();
     queue.restore(&runs).await.unwrap();
     let claims = queue.claim(worker, 5, &scopes()).await.unwrap().claims;
@@ -37,7 +37,7 @@ async fn a_finished_run_that_redis_forgot_leaves_a_tombstone() {
     let queue = server.queue().await;
     let job = job();
     queue.finish(&[(job.id, Fence(7))]).await.unwrap();
-    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0 }]).await.unwrap();
+    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0, limited: 0 }]).await.unwrap();
     assert!(queue.claim(WorkerId::new(), 1, &scopes()).await.unwrap().claims.is_empty());
 }
 
@@ -175,8 +175,10 @@ async fn a_queued_run_costs_little_more_than_its_payload() {
     };
     let job = Job { account: AccountId::new(), ..job() };
     let payload = job.encode().len();
-    let runs: Vec<Restored> =
-        (0..5_000).map(|_| Restored { job: Arc::new(Job { id: RunId::new(), ..job.clone() }), attempts: 0 }).collect();
+    let runs: Vec<Restored> = (0..5_000)
+        .map(|_| Arc::new(Job { id: RunId::new(), ..job.clone() }))
+        .map(|job| Restored { job, attempts: 0, limited: 0 })
+        .collect();
     let before = used().await;
     queue.restore(&runs).await.unwrap();
     let each = (used().await - before) / runs.len();
