@@ -122,7 +122,7 @@ enum Command {
         #[command(subcommand)]
         command: PromptCommand,
     },
-    /// Look at the queue of a distributed deployment, pause it and resume it
+    /// Look at the queue, pause, drain and resume it, and look after dead runs
     Queue {
         #[command(flatten)]
         stores: StoreFlags,

@@ -37,7 +37,7 @@ use axum::{
 use workers::Engine;
 
 pub use self::{health::Readiness, server::serve};
-use crate::{config::Config, keys::Keys, prompts::Prompts, run::Runner};
+use crate::{config::Config, intake::Intake, keys::Keys, prompts::Prompts, run::Runner};
 
 /// What the front door needs. Cheap to clone.
 #[derive(Clone)]
@@ -45,6 +45,7 @@ pub struct FrontDoor {
     pub keys: Keys,
     pub prompts: Prompts,
     pub engine: Engine,
+    pub intake: Intake,
     pub config: Arc<Config>,
     pub readiness: Readiness,
 }
@@ -58,9 +59,9 @@ struct Door {
 
 /// Every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
-    let FrontDoor { keys, prompts, engine, config, readiness } = front;
+    let FrontDoor { keys, prompts, engine, intake, config, readiness } = front;
     let max_body_bytes = config.server.max_body_bytes;
-    let door = Arc::new(Door { keys, runner: Runner::new(prompts, engine, config), max_body_bytes });
+    let door = Arc::new(Door { keys, runner: Runner::new(prompts, engine, intake, config), max_body_bytes });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
     let guarded =
         |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));

@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod db;
 pub mod http;
+pub mod intake;
 pub mod keys;
 pub mod money;
 pub mod node;

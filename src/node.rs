@@ -11,7 +11,7 @@ use std::{
 };
 
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
+use tokio::{net::TcpListener, pin, runtime::Runtime, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use workers::{
     Engine,
@@ -29,12 +29,15 @@ use crate::{
     config::Config,
     db::{self, SchemaState, StoreError},
     http::{self, FrontDoor, Readiness},
+    intake::Intake,
     keys::Keys,
     prompts::Prompts,
 };
 
 /// The least time that the executors have to hand their runs back, however long the front door took to drain.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
+/// How long before the drain timeout cuts them off those who still wait are answered; a tenth of that timeout, if that is shorter.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long the last writes may take.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
@@ -131,6 +134,7 @@ impl Node {
         let (changes, watching) = Changes::watch(db.clone(), last.clone());
         let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone());
         let tasks = vec![watching, keys.record_uses(last.clone())];
+        let intake = Intake::new(db.clone(), changes.clone());
         let prompts = Prompts::new(db.clone(), changes);
         let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
         let mut doors = Vec::new();
@@ -139,6 +143,7 @@ impl Node {
                 keys,
                 prompts,
                 engine: engine.clone(),
+                intake,
                 config: config.clone(),
                 readiness: readiness.clone(),
             };
@@ -164,10 +169,18 @@ impl Node {
         let until = Instant::now() + self.config.server.drain_timeout;
         self.engine.drain();
         self.stop.cancel();
-        for door in self.doors {
-            if let Err(error) = door.task.await {
-                tracing::error!(%error, "a listener failed");
+        let closing = async {
+            for door in self.doors {
+                if let Err(error) = door.task.await {
+                    tracing::error!(%error, "a listener failed");
+                }
             }
+        };
+        pin!(closing);
+        let cut = self.config.server.drain_timeout;
+        if timeout(cut.saturating_sub(FAREWELL.min(cut / 10)), &mut closing).await.is_err() {
+            self.engine.dismiss();
+            closing.await;
         }
         if let Some(executors) = self.executors {
             let grace = until.saturating_duration_since(Instant::now()).max(LEAST_GRACE);

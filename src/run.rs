@@ -37,6 +37,7 @@ pub use self::{
 };
 use crate::{
     config::{Config, LimitsConfig},
+    intake::Intake,
     keys::Principal,
     prompts::Prompts,
 };
@@ -46,13 +47,14 @@ use crate::{
 pub struct Runner {
     prompts: Prompts,
     engine: Engine,
+    intake: Intake,
     budgets: Budgets,
     config: Arc<Config>,
 }
 
 impl Runner {
-    pub fn new(prompts: Prompts, engine: Engine, config: Arc<Config>) -> Self {
-        Self { prompts, budgets: Budgets::new(engine.clone()), engine, config }
+    pub fn new(prompts: Prompts, engine: Engine, intake: Intake, config: Arc<Config>) -> Self {
+        Self { prompts, budgets: Budgets::new(engine.clone()), engine, intake, config }
     }
 
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
@@ -64,7 +66,7 @@ impl Runner {
 
         request.refuse_unsupported()?;
         plan::admit(account, created_at)?;
-        if self.engine.is_draining() {
+        if self.engine.is_draining() || !self.intake.is_open().await? {
             return Err(RunError::Draining);
         }
         let timeout = plan::timeout(&request, limits)?;
@@ -170,6 +172,8 @@ pub enum Reply {
     },
     /// The run goes on without its caller.
     GoesOn(Box<RunView>),
+    /// The process ends and can wait no longer. The run ends as if the caller had hung up, or goes on if that is what it asked for.
+    SentAway,
     /// The deadline came first; the run ends as expired.
     Missed,
 }
@@ -183,18 +187,28 @@ impl Started {
             Answer::Wait => None,
         };
         let until = patience.map_or(self.deadline, |patience| patience.min(self.deadline));
-        if self.answer != Answer::Later
-            && let Ok(ending) = timeout_at(until, self.waiter.ending()).await
-        {
-            self.hang_up.armed = false;
-            return Reply::Ended { ending: Box::new(ending), took: self.accepted_at.elapsed() };
+        let mut sent_away = false;
+        if self.answer != Answer::Later {
+            let ending = tokio::select! {
+                biased;
+                ending = timeout_at(until, self.waiter.ending()) => ending.ok(),
+                () = self.hang_up.engine.dismissed() => {
+                    sent_away = true;
+                    None
+                }
+            };
+            if let Some(ending) = ending {
+                self.hang_up.armed = false;
+                return Reply::Ended { ending: Box::new(ending), took: self.accepted_at.elapsed() };
+            }
         }
         match self.queued.take() {
-            Some(queued) if until < self.deadline => {
+            Some(queued) if sent_away || until < self.deadline => {
                 let view = if self.answer == Answer::Later { queued } else { self.look(queued).await };
                 self.hang_up.armed = false;
                 Reply::GoesOn(view)
             }
+            None if sent_away => Reply::SentAway,
             _ => {
                 self.hang_up.engine.expire(self.run);
                 self.hang_up.armed = false;

@@ -5,6 +5,7 @@ use sea_orm_migration::prelude::*;
 mod m20261123_000001_accounts;
 mod m20261123_000002_prompts;
 mod m20261123_000003_runs;
+mod m20261123_000004_intake;
 
 pub struct Migrator;
 
@@ -15,6 +16,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000001_accounts::Migration),
             Box::new(m20261123_000002_prompts::Migration),
             Box::new(m20261123_000003_runs::Migration),
+            Box::new(m20261123_000004_intake::Migration),
         ]
     }
 }

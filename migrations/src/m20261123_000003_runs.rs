@@ -24,6 +24,13 @@ impl MigrationTrait for Migration {
         // Ids are ordered by time, so that this index lists an account's runs, newest first, and bounds them by date.
         let by_account = Index::create().name("runs_by_account").table("runs").col("account").col("id").take();
         manager.create_index(by_account).await?;
+        let dead = Index::create()
+            .name("runs_dead")
+            .table("runs")
+            .col("id")
+            .cond_where(Expr::col("error_code").eq("poison").and(Expr::col("job").is_not_null()))
+            .take();
+        manager.create_index(dead).await?;
         manager.create_table(attempts()).await
     }
 }
@@ -41,7 +48,8 @@ fn runs() -> TableCreateStatement {
         .col(ColumnDef::new("state").text().not_null())
         .col(ColumnDef::new("model").text().not_null())
         .col(ColumnDef::new("provider").text())
-        // The whole job while the run has not ended, so that the queue can be rebuilt; then NULL.
+        // The whole job while the run has not ended, so that the queue can be rebuilt; then NULL. A dead run keeps it until somebody has
+        // looked after it.
         .col(ColumnDef::new("job").text())
         .col(ColumnDef::new("metadata").text().not_null())
         .col(ColumnDef::new("stream").boolean().not_null())
@@ -63,6 +71,8 @@ fn runs() -> TableCreateStatement {
         .col(ColumnDef::new("input_tokens").big_integer())
         .col(ColumnDef::new("output_tokens").big_integer())
         .col(ColumnDef::new("cost_nano_usd").big_integer())
+        // The dead run that an operator has started again as this one.
+        .col(ColumnDef::new("requeued_from").uuid())
         .take()
 }
 

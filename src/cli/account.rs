@@ -173,7 +173,7 @@ pub(super) fn parse_moment(text: &str) -> Result<UnixMillis, String> {
 }
 
 /// Writes a moment as RFC 3339 has it, in UTC: to the second, or to the millisecond where there are some.
-pub(super) fn show_moment(moment: UnixMillis) -> String {
+pub(in crate::cli) fn show_moment(moment: UnixMillis) -> String {
     match DateTime::from_timestamp_millis(moment.0) {
         Some(moment) => moment.to_rfc3339_opts(SecondsFormat::AutoSi, true),
         None => format!("{} ms after 1970", moment.0),

@@ -1,44 +1,127 @@
-//! `queue`: what operators ask of the queue of a distributed deployment.
+//! `queue`: what operators ask of the queue, and do to it.
+//!
+//! What concerns every process goes through the database: closing the intake, and dead runs. Pausing and the figures of the lanes
+//! are the queue's own, and the queue of a single process answers nobody outside it.
+
+mod dead;
+mod drain;
 
 use clap::Subcommand;
+use sea_orm::DatabaseConnection;
 use serde_json::json;
 use workers::{
     job::Lane,
+    ledger::{Ledger, LedgerError},
     queue::{Queue, QueueStats, Unreachable},
 };
 
+use self::{dead::DeadCommand, drain::DrainArgs};
 use super::{
     error::CliError,
+    migrate::close_database,
     output::{Output, table},
 };
-use crate::{config::Config, node};
+use crate::{
+    audit::Actor,
+    changes::Changes,
+    config::Config,
+    intake::Intake,
+    node::{self, open_database},
+};
 
 #[derive(Debug, Subcommand)]
 pub enum QueueCommand {
-    /// Show how many runs wait, are delayed and are in execution, and how long the oldest has waited
+    /// Show how many runs wait, are delayed and are in execution, how long the oldest has waited, and how many are dead
     Stats,
     /// Hand out no more runs, to any worker; running ones go on
     Pause,
-    /// Hand out runs again
+    /// Hand out runs again, and take new ones again
     Resume,
+    /// Refuse new runs at every front door, and wait until the accepted ones have ended; `resume` undoes it
+    Drain(DrainArgs),
+    /// Look after runs that were lost by too many workers
+    #[command(subcommand)]
+    Dead(DeadCommand),
 }
 
 pub async fn run(command: QueueCommand, config: &Config, output: Output) -> Result<(), CliError> {
-    let queue = node::open_redis(config, "`prompt-manager queue`").await?;
-    match command {
-        QueueCommand::Stats => {}
-        QueueCommand::Pause => queue.set_paused(true).await.map_err(unreachable)?,
-        QueueCommand::Resume => queue.set_paused(false).await.map_err(unreachable)?,
+    if let QueueCommand::Pause = command {
+        let queue = node::open_redis(config, "`prompt-manager queue pause`").await?;
+        queue.set_paused(true).await?;
+        return output.emit(&json!({ "paused": true }), || "paused\n".to_owned());
     }
-    let stats = queue.stats().await.map_err(unreachable)?;
-    output.emit(&to_json(&stats), || to_text(&stats))
+    if let QueueCommand::Stats = command {
+        let queue = node::open_redis(config, "`prompt-manager queue stats`").await?;
+        let stats = queue.stats().await?;
+        let beside = match open_database(config).await {
+            Ok(db) => {
+                let beside = Beside::read(&db).await;
+                close_database(db).await;
+                beside.ok()
+            }
+            Err(_) => None,
+        };
+        return output.emit(&to_json(&stats, beside), || to_text(&stats, beside));
+    }
+    let db = open_database(config).await?;
+    let result = on_database(command, &db, config, output).await;
+    close_database(db).await;
+    result
 }
 
-fn unreachable(error: Unreachable) -> CliError {
-    CliError::Unavailable(error.to_string())
+async fn on_database(
+    command: QueueCommand,
+    db: &DatabaseConnection,
+    config: &Config,
+    output: Output,
+) -> Result<(), CliError> {
+    match command {
+        QueueCommand::Drain(args) => drain::run(args, db, config, output).await,
+        QueueCommand::Dead(command) => dead::run(command, db, config, output).await,
+        // Answered before.
+        QueueCommand::Stats | QueueCommand::Pause => Ok(()),
+        QueueCommand::Resume => {
+            if config.redis.is_some() {
+                node::open_redis(config, "`prompt-manager queue resume`").await?.set_paused(false).await?;
+            }
+            intake(db).set_open(&Actor::cli(), true).await?;
+            output.emit(&json!({ "paused": false, "draining": false }), || "resumed\n".to_owned())
+        }
+    }
 }
 
-fn to_json(stats: &QueueStats) -> serde_json::Value {
+fn intake(db: &DatabaseConnection) -> Intake {
+    Intake::new(db.clone(), Changes::unwatched())
+}
+
+/// What the database knows beside the queue's figures.
+#[derive(Clone, Copy)]
+struct Beside {
+    draining: bool,
+    dead: u64,
+}
+
+impl Beside {
+    async fn read(db: &DatabaseConnection) -> Result<Self, CliError> {
+        Ok(Self { draining: !intake(db).is_open().await?, dead: Ledger::new(db.clone()).count_dead().await? })
+    }
+}
+
+impl From<Unreachable> for CliError {
+    fn from(error: Unreachable) -> Self {
+        CliError::Unavailable(error.to_string())
+    }
+}
+
+impl From<LedgerError> for CliError {
+    fn from(error: LedgerError) -> Self {
+        tracing::debug!(?error, "the ledger failed");
+        CliError::Unavailable(error.to_string())
+    }
+}
+
+/// `draining` and `dead` are null when the database does not answer.
+fn to_json(stats: &QueueStats, beside: Option<Beside>) -> serde_json::Value {
     let lanes: serde_json::Map<_, _> = Lane::ALL
         .iter()
         .zip(&stats.lanes)
@@ -50,17 +133,25 @@ fn to_json(stats: &QueueStats) -> serde_json::Value {
         "running": stats.leased,
         "bytes": stats.bytes,
         "paused": stats.paused,
+        "draining": beside.map(|beside| beside.draining),
+        "dead": beside.map(|beside| beside.dead),
     })
 }
 
-fn to_text(stats: &QueueStats) -> String {
+fn to_text(stats: &QueueStats, beside: Option<Beside>) -> String {
     let lanes = Lane::ALL.iter().zip(&stats.lanes).map(|(lane, stats)| {
         [lane.as_str().to_owned(), stats.ready.to_string(), format!("{:.1} s", seconds(stats.oldest_ms))]
     });
     let state = if stats.paused { "paused" } else { "running" };
+    let beside = match beside {
+        Some(Beside { draining, dead }) => {
+            format!("dead {dead} · {}", if draining { "new runs are refused (draining)" } else { "new runs are taken" })
+        }
+        None => "the database does not answer".to_owned(),
+    };
     format!(
-        "{}\ndelayed {} · in execution {} · {} bytes waiting · {state}\n",
-        table(["lane", "ready", "oldest"], lanes),
+        "{}\ndelayed {} · in execution {} · {} bytes waiting · {state}\n{beside}\n",
+        table(["LANE", "READY", "OLDEST"], lanes),
         stats.delayed,
         stats.leased,
         stats.bytes

@@ -45,6 +45,7 @@ pub(super) async fn create(
             (ended(&ending, version, took), Some(ending.queue_ms), false)
         }
         Reply::GoesOn(view) => (accepted(&view), None, true),
+        Reply::SentAway => (ApiError::from(RunError::SentAway(run)).into_response(), None, false),
         Reply::Missed => (refusal(run, &Outcome::Expired), None, false),
     };
     let map = response.headers_mut();

@@ -56,8 +56,10 @@ pub enum RunError {
     Limited { rule: &'static str, after: Duration, rates: Vec<RateLeft> },
     #[error("The queue is full; try again in {} s", seconds(*.after))]
     QueueFull { after: Duration },
-    #[error("The server is shutting down; try again")]
+    #[error("The server takes no new runs for now; try again")]
     Draining,
+    #[error("The server is shutting down and cannot wait for the run; try again")]
+    SentAway(RunId),
     #[error("The queue is unreachable; try again")]
     QueueUnreachable(#[source] Unreachable),
     #[error("The database is unreachable; try again")]
@@ -86,6 +88,7 @@ impl RunError {
             Self::Limited { .. } => 429,
             Self::QueueFull { .. }
             | Self::Draining
+            | Self::SentAway(_)
             | Self::QueueUnreachable(_)
             | Self::DatabaseUnreachable(_)
             | Self::DatabaseFull(_) => 503,
@@ -111,7 +114,7 @@ impl RunError {
             Self::AlreadyEnded(_) => "run_already_ended",
             Self::Limited { .. } => "rate_limited",
             Self::QueueFull { .. } => "queue_full",
-            Self::Draining => "draining",
+            Self::Draining | Self::SentAway(_) => "draining",
             Self::QueueUnreachable(_) => "queue_unreachable",
             Self::DatabaseUnreachable(_) => "database_unreachable",
             Self::DatabaseFull(_) => "database_full",
@@ -129,7 +132,9 @@ impl RunError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Limited { after, .. } | Self::QueueFull { after } => Some(*after),
-            Self::Draining | Self::QueueUnreachable(_) | Self::DatabaseUnreachable(_) => Some(COME_BACK),
+            Self::Draining | Self::SentAway(_) | Self::QueueUnreachable(_) | Self::DatabaseUnreachable(_) => {
+                Some(COME_BACK)
+            }
             Self::DatabaseFull(_) => Some(COME_BACK_WHEN_FULL),
             _ => None,
         }
@@ -158,7 +163,7 @@ impl RunError {
     /// The run that it is about, when there is one.
     pub fn run(&self) -> Option<RunId> {
         match self {
-            Self::AlreadyEnded(run) => Some(*run),
+            Self::AlreadyEnded(run) | Self::SentAway(run) => Some(*run),
             _ => None,
         }
     }
@@ -304,7 +309,17 @@ mod tests {
         check(limited("account").into(), 429, "rate_limited", Some(12), sentence);
         let full = SubmitError::Full { after: Duration::ZERO };
         check(full.into(), 503, "queue_full", Some(1), "The queue is full; try again in 1 s");
-        check(SubmitError::Draining.into(), 503, "draining", Some(2), "The server is shutting down; try again");
+        check(
+            SubmitError::Draining.into(),
+            503,
+            "draining",
+            Some(2),
+            "The server takes no new runs for now; try again",
+        );
+        let sent_away = RunError::SentAway(RunId::new());
+        assert!(sent_away.run().is_some() && sent_away.retryable());
+        let sentence = "The server is shutting down and cannot wait for the run; try again";
+        check(sent_away, 503, "draining", Some(2), sentence);
     }
 
     #[test]

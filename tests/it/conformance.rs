@@ -5,11 +5,11 @@
 //! harm in waiting for, and wait for conditions with a deadline. What takes minutes is in `over_time`, for the paused clock alone.
 
 mod admission;
-mod bench;
+pub mod bench;
 mod cancelling;
 mod endings;
 mod entering;
-mod fairness;
+pub mod fairness;
 mod leases;
 mod limits;
 mod losses;

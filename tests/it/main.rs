@@ -20,6 +20,7 @@ mod faults;
 mod ledger;
 mod limits;
 mod openai;
+mod operators;
 mod prompts;
 mod retries;
 mod server;

@@ -90,6 +90,7 @@ struct Inner {
     front_door: FrontDoorId,
     waiters: Arc<Waiters>,
     draining: AtomicBool,
+    dismiss: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -110,8 +111,8 @@ impl Engine {
         let replies = queue.replies(front_door, stop.clone()).await?;
         tasks.spawn(waiters::listen(waiters.clone(), replies));
         tasks.spawn(waiters::sweep(waiters.clone(), ledger.clone(), stop.clone()));
-        let draining = AtomicBool::new(false);
-        Ok(Self(Arc::new(Inner { ledger, queue, settings, front_door, waiters, draining, stop, tasks })))
+        let (draining, dismiss) = (AtomicBool::new(false), CancellationToken::new());
+        Ok(Self(Arc::new(Inner { ledger, queue, settings, front_door, waiters, draining, dismiss, stop, tasks })))
     }
 
     /// Accepts a run, if `rules` and the queue's depth admit it.
@@ -224,6 +225,16 @@ impl Engine {
     /// From now on every new run is refused with [`SubmitError::Draining`].
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Release);
+    }
+
+    /// The process is about to end: nobody is to wait here any longer.
+    pub fn dismiss(&self) {
+        self.0.dismiss.cancel();
+    }
+
+    /// Ends when waiting here has become useless.
+    pub async fn dismissed(&self) {
+        self.0.dismiss.cancelled().await;
     }
 
     pub fn is_draining(&self) -> bool {

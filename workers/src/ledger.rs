@@ -6,6 +6,7 @@
 //! Texts are stored with the NUL character replaced by U+FFFD, because PostgreSQL has no text with a NUL.
 
 mod attempts;
+mod dead;
 mod fault;
 mod group;
 mod read;
@@ -17,7 +18,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::fault::Fault;
+pub use self::{dead::DeadRun, fault::Fault};
 use self::{group::Insert, runs::Texts, store::Store};
 use crate::{
     job::{AccountId, Attempt, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
@@ -180,6 +181,32 @@ impl Ledger {
     /// It reads a row for every call: a second for half a million of them, so that long times are better asked for in pieces.
     pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
         read::spent(&self.store, account, accepted).await
+    }
+
+    /// Runs that have not ended.
+    pub async fn count_unfinished(&self) -> Result<u64, LedgerError> {
+        read::count_unfinished(&self.store).await
+    }
+
+    /// Runs that ended as poison and that nobody has looked after, newest first.
+    pub async fn dead(&self, limit: u64) -> Result<Vec<DeadRun>, LedgerError> {
+        dead::list(&self.store, limit).await
+    }
+
+    /// How many of them there are.
+    pub async fn count_dead(&self) -> Result<u64, LedgerError> {
+        dead::count(&self.store).await
+    }
+
+    /// Commits a new run that does what a dead one could not, with as much time as that one had. `None`: the run is not dead, or
+    /// was looked after. The queue does not know the new run yet.
+    pub async fn requeue(&self, dead: RunId) -> Result<Option<Arc<Job>>, LedgerError> {
+        dead::requeue(&self.store, dead).await
+    }
+
+    /// Looks after a dead run by dropping what it was to do; its history stays. Whether it was dead.
+    pub async fn discard(&self, dead: RunId) -> Result<bool, LedgerError> {
+        dead::discard(&self.store, dead).await
     }
 
     /// Answers when the database does.

@@ -57,6 +57,12 @@ impl RedisServer {
         let _ = self.process.wait();
     }
 
+    /// Sends a signal by its name: `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
     /// Starts it again, empty, on its old port.
     pub async fn restart(&mut self) {
         self.stop();

@@ -76,7 +76,7 @@ pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
         Work::Cancel => end(shared, claim, Outcome::Cancelled, None).await,
         Work::Poison(lost) => {
             let failure = Failure {
-                code: "poison".into(),
+                code: Failure::POISON.into(),
                 message: "The run was lost by every worker that took it and will not be tried again".into(),
                 retryable: false,
             };

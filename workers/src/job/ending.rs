@@ -42,6 +42,15 @@ pub struct Failure {
     pub retryable: bool,
 }
 
+impl Failure {
+    /// The code of a run that was lost by too many workers: it is dead until an operator looks after it.
+    pub const POISON: &str = "poison";
+
+    pub fn is_poison(&self) -> bool {
+        self.code == Self::POISON
+    }
+}
+
 /// The end of a run, as it is stashed, sent to the waiting front door and written to the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ending {

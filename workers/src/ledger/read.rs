@@ -133,6 +133,11 @@ pub(super) async fn spent(store: &Store, account: AccountId, accepted: Range<Uni
     Ok(spent.unwrap_or_default())
 }
 
+pub(super) async fn count_unfinished(store: &Store) -> Result<u64, LedgerError> {
+    let select = runs::Entity::find().filter(runs::Column::FinishedAt.is_null());
+    Ok(store.answered(|| select.clone().count(store.db())).await?)
+}
+
 /// The attempts of each run in the order of their numbers.
 async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, LedgerError> {
     if runs.is_empty() {

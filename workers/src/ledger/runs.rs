@@ -42,6 +42,7 @@ pub struct Model {
     pub input_tokens: Option<i64>,
     pub output_tokens: Option<i64>,
     pub cost_nano_usd: Option<i64>,
+    pub requeued_from: Option<Uuid>,
 }
 
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
@@ -81,12 +82,16 @@ pub(super) enum Texts {
 /// The row of a run that waits.
 pub(super) fn queued(job: &Job) -> ActiveModel {
     ActiveModel {
-        // JSON escapes what a text column could not hold.
-        job: Set(String::from_utf8(job.encode()).ok()),
+        job: Set(encoded(job)),
         fence: Set(0),
         attempt_count: Set(0),
         ..accepted(job, RunState::Queued, job.targets.first().map_or("", |target| &target.model))
     }
+}
+
+/// JSON escapes what a text column could not hold.
+fn encoded(job: &Job) -> Option<String> {
+    String::from_utf8(job.encode()).ok()
 }
 
 /// The whole row of a run that has ended.
@@ -101,7 +106,8 @@ pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> ActiveModel {
     };
     ActiveModel {
         provider: Set(attempt.map(|attempt| storable(&attempt.provider))),
-        job: Set(None),
+        // A dead run keeps its job, so that an operator can start it again.
+        job: Set(failure.filter(|failure| failure.is_poison()).and_then(|_| encoded(job))),
         started_at: Set(ending.started_at.map(|at| at.0)),
         finished_at: Set(Some(ending.finished_at.0)),
         queue_ms: Set(Some(signed(ending.queue_ms))),

@@ -206,14 +206,14 @@ impl Store {
         Ok(())
     }
 
-    async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+    pub async fn turn(&self) -> Option<MutexGuard<'_, ()>> {
         match &self.turn {
             Some(turn) => Some(turn.lock().await),
             None => None,
         }
     }
 
-    async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
+    pub async fn begin(&self) -> Result<DatabaseTransaction, DbErr> {
         self.db
             .begin_with_options(TransactionOptions {
                 sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
