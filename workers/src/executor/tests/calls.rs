@@ -84,6 +84,33 @@ async fn a_drained_call_is_handed_back_and_stays_visible() {
 }
 
 #[tokio::test]
+async fn a_drained_call_is_handed_back_while_the_ledger_is_away() {
+    let rig = Rig::new(1).await;
+    let job = rig.submit(job()).await;
+    let claim = rig.claim().await;
+    rig.memory.go().await;
+    let next = async {
+        let next = rig.claim().await;
+        rig.memory.come_back().await;
+        next
+    };
+    let (done, next) = tokio::join!(execute_and_stop(&rig, &claim, StopReason::Drain), next);
+    assert!(matches!(done, Done::Gone));
+    assert_eq!(next.attempt, 1);
+    assert_eq!(outcomes(&rig.attempts(&job).await), [(1, AttemptOutcome::WorkerLost)]);
+}
+
+#[tokio::test]
+async fn a_call_whose_lease_is_lost_stays_visible() {
+    let rig = Rig::new(1).await;
+    let job = rig.submit(job()).await;
+    let claim = rig.claim().await;
+    assert!(matches!(execute_and_stop(&rig, &claim, StopReason::LeaseLost).await, Done::Gone));
+    // Nobody else may know of it: a queue that lost its memory tells no reaper.
+    assert_eq!(outcomes(&rig.attempts(&job).await), [(1, AttemptOutcome::WorkerLost)]);
+}
+
+#[tokio::test]
 async fn a_late_ending_is_discarded_and_its_usage_recorded() {
     let rig = Rig::new(1).await;
     let job = rig.submit(job()).await;
@@ -147,4 +174,33 @@ async fn a_lost_stream_fails_and_is_not_billed_again() {
     let Outcome::Failed(failure) = &ending.outcome else { panic!("{ending:?}") };
     assert_eq!(failure.code, "worker_lost");
     assert_eq!(ending.attempt.map(|attempt| attempt.outcome), Some(AttemptOutcome::WorkerLost));
+}
+
+#[tokio::test]
+async fn a_lost_run_whose_ending_is_in_the_ledger_is_not_called_again() {
+    // The queue was away when the call ended, heard of neither the ending nor its record, and is back with its memory.
+    for stream in [false, true] {
+        let rig = Rig::new(1).await;
+        let job = rig.submit(Job { stream, ..job() }).await;
+        let claim = rig.claim().await;
+        rig.queue.fail(&[Step::Stash, Step::Finish], Loss::Question);
+        let ending = recorded(execute(&rig.shared, &claim, &Stop::default()).await);
+        record(&rig, &job, ending).await;
+        rig.queue.heal();
+        let again = recorded(settle(&rig.shared, &lost(&rig, &claim)).await);
+        assert_eq!(again.outcome.state(), RunState::Succeeded);
+        assert_eq!(again.fence, claim.fence, "it is finished under the reaper's own lease");
+        assert_eq!(outcomes(&rig.attempts(&job).await), [(1, AttemptOutcome::Succeeded)]);
+    }
+}
+
+#[tokio::test]
+async fn a_lost_run_is_left_to_the_next_reaper_while_the_ledger_cannot_say_whether_it_ended() {
+    let rig = Rig::new(1).await;
+    let job = job();
+    let job = rig.submit(Job { deadline: job.created_at.plus(100), ..job }).await;
+    let claim = rig.claim().await;
+    rig.memory.go().await;
+    assert!(matches!(settle(&rig.shared, &lost(&rig, &claim)).await, Done::Gone));
+    assert!(rig.queue.locate(job.id).await.unwrap().unwrap().leased);
 }
