@@ -68,6 +68,23 @@ fn a_drain_hands_back_what_hangs_and_ends_what_does_not() {
 }
 
 #[test]
+fn an_ending_that_the_database_refuses_does_not_keep_its_lease_for_ever() {
+    test(2, async |running| {
+        running.rig.memory.refuse("gpt-4").await;
+        let refused = running.rig.submit(job()).await;
+        eventually("the call", async || (running.rig.provider.calls() == 1).then_some(())).await;
+        eventually("the ending", async || running.rig.queue.locate(refused.id).await.unwrap().is_none().then_some(()))
+            .await;
+        let started = Instant::now();
+        let Running { rig, pool } = running;
+        // Nothing is handed back: the ending is left to whoever takes the lease over once it runs out.
+        assert_eq!(pool.drain(Duration::from_secs(60)).await, 0);
+        assert!(started.elapsed() < Duration::from_secs(30), "the drain waited for a lease that nobody needs");
+        assert_eq!(rig.queue.stats().await.unwrap().leased, 1);
+    });
+}
+
+#[test]
 fn endings_wait_for_a_ledger_that_is_away() {
     test(1, async |running| {
         let job = Arc::new(job());
