@@ -44,6 +44,12 @@ impl Stop {
         self.token.cancel();
     }
 
+    /// Why it was stopped, if it was.
+    #[cfg(test)]
+    pub fn reason(&self) -> Option<StopReason> {
+        self.reason.get().copied()
+    }
+
     async fn stopped(&self) -> StopReason {
         self.token.cancelled().await;
         // The reason is set before the token is cancelled.

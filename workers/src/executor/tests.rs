@@ -1,6 +1,7 @@
 //! The executors over a queue that fails when told to, a ledger in memory, and a provider that plays a script.
 
 mod calls;
+mod leases;
 mod pools;
 
 use std::{
