@@ -125,6 +125,33 @@ async fn a_worker_told_to_stop_stops_while_redis_is_silent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn processes_told_to_stop_stop_while_the_database_is_silent() {
+    let postgres = PostgresServer::start();
+    let database = Some(postgres.database().await);
+    let mut app = distributed(Shape { config: HASTY.into(), database, ..Shape::of(Mode::Distributed) }).await;
+    let gate = hold(&app);
+    let ids = [app.post_async(0).await, app.post_async(0).await];
+    app.provider().wait_for_requests(2).await;
+    postgres.pause();
+    // One run ends and cannot be recorded, the other is handed back and its attempt cannot be recorded.
+    app.provider().set_default(Answer::text("Bonsoir"));
+    gate.open();
+    app.workers[0].signal("TERM");
+    app.front_doors[0].signal("TERM");
+    assert!(app.workers[0].exited(STOPPED).success());
+    assert!(app.front_doors[0].exited(STOPPED).success());
+    postgres.resume();
+    app.restart_front_door(0).await;
+    app.add_worker();
+    for id in &ids {
+        assert_eq!(app.ended(0, id, PATIENCE).await["state"], "succeeded");
+    }
+    nothing_is_leased(&app).await;
+    // The endings were stashed.
+    assert_eq!(app.provider().requests().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_in_execution_is_handed_back_at_once_while_the_database_is_silent() {
     let postgres = PostgresServer::start();
     let database = Some(postgres.database().await);
