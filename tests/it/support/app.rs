@@ -28,11 +28,13 @@ pub struct Shape {
     pub config: String,
     /// TOML keys of the scripted provider.
     pub provider: String,
+    /// The URL of a database of its own, for tests that take theirs away.
+    pub database: Option<String>,
 }
 
 impl Shape {
     pub fn of(mode: Mode) -> Self {
-        Self { mode, front_doors: 1, workers: 1, config: String::new(), provider: String::new() }
+        Self { mode, front_doors: 1, workers: 1, config: String::new(), provider: String::new(), database: None }
     }
 }
 
@@ -72,7 +74,11 @@ impl App {
             }
             Mode::Distributed => {
                 let redis = RedisServer::start().await;
-                env.push(("PROMPT_MANAGER_DATABASE_URL".into(), postgres::database().await));
+                let database = match &shape.database {
+                    Some(url) => url.clone(),
+                    None => postgres::database().await,
+                };
+                env.push(("PROMPT_MANAGER_DATABASE_URL".into(), database));
                 env.push(("PROMPT_MANAGER_REDIS_URL".into(), redis.url()));
                 Some(redis)
             }

@@ -57,6 +57,19 @@ impl RedisServer {
         let _ = self.process.wait();
     }
 
+    /// Keeps all its connections and its memory and says nothing more, until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
+    }
+
     /// Starts it again, empty, on its old port.
     pub async fn restart(&mut self) {
         self.stop();
