@@ -146,6 +146,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         stream: claim.job.stream,
         deadline: clock.started + remaining,
     };
+    tracing::debug!(run = %claim.job.id, attempt = claim.attempt, provider = target.provider, "calling");
     let mut sink = Unwatched;
     let answer = async {
         upstream.shaper.ready().await;
@@ -157,6 +158,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         reason = stop.stopped() => Err(reason),
         answer = tokio::time::timeout_at(request.deadline, answer) => Ok(answer.unwrap_or_else(|_| Err(past_deadline()))),
     };
+    tracing::debug!(run = %claim.job.id, took = ?clock.started.elapsed(), "called");
     match answer {
         Ok(Ok(completion)) => succeed(shared, claim, target, &clock, completion).await,
         Ok(Err(error)) => fail(shared, claim, target, &clock, error).await,
