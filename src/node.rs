@@ -189,13 +189,19 @@ impl Node {
         }
         self.engine.settle(LAST_WRITES).await;
         self.last.cancel();
-        for task in self.tasks {
-            if let Err(error) = task.await {
-                tracing::error!(%error, "a background task failed");
+        let close = async {
+            for task in self.tasks {
+                if let Err(error) = task.await {
+                    tracing::error!(%error, "a background task failed");
+                }
             }
-        }
-        if let Err(error) = self.db.close().await {
-            tracing::warn!(%error, "the database did not close cleanly");
+            if let Err(error) = self.db.close().await {
+                tracing::warn!(%error, "the database did not close cleanly");
+            }
+        };
+        // A server that keeps its connections open and says nothing is waited for without end otherwise.
+        if tokio::time::timeout(LAST_WRITES, close).await.is_err() {
+            tracing::warn!("the database did not close in time");
         }
     }
 }

@@ -17,6 +17,7 @@ mod config;
 mod conformance;
 mod contract;
 mod faults;
+mod hunting;
 mod ledger;
 mod limits;
 mod openai;

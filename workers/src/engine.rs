@@ -1,5 +1,7 @@
 //! The engine as front doors see it: submit, watch, cancel.
 
+#[cfg(test)]
+mod tests;
 mod view;
 mod waiters;
 
@@ -71,7 +73,7 @@ pub type RunView = RunRecord;
 pub enum CancelOutcome {
     /// The run is cancelled, now or since before.
     Cancelled,
-    /// A worker was told; the run ends within a second when everything is up.
+    /// A worker was told, or the run's ending is being recorded; the run ends within a second when everything is up.
     Requested,
     /// The run succeeded, failed or expired before.
     AlreadyEnded,
@@ -115,7 +117,8 @@ impl Engine {
         Ok(Self(Arc::new(Inner { ledger, queue, settings, front_door, waiters, draining, dismiss, stop, tasks })))
     }
 
-    /// Accepts a run, if `rules` and the queue's depth admit it.
+    /// Accepts a run, if `rules` and the queue's depth admit it. One that got into a store whose answer was lost is ended again, if that
+    /// store can be reached: its caller is told that it was not accepted, and may send it once more.
     pub async fn submit(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Accepted, SubmitError> {
         let inner = &self.0;
         if self.is_draining() {
@@ -129,13 +132,14 @@ impl Engine {
         let submission = Submission { job: job.clone(), reply_to: Some(inner.front_door) };
         let rates = match promise {
             Promise::Wait => {
-                let rates = admitted(inner.queue.enqueue(submission, Some(&admission)).await?)?;
+                let entered = inner.queue.enqueue(submission, Some(&admission)).await;
+                let rates = admitted(entered.inspect_err(|_| self.abandon(run))?)?;
                 self.insert_beside(job);
                 rates
             }
             Promise::Committed => {
                 let rates = admitted(inner.queue.admit(&job, &admission).await?)?;
-                inner.ledger.insert(job).await?;
+                inner.ledger.insert(job).await.inspect_err(|_| self.abandon(run))?;
                 // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.
                 if let Err(error) = inner.queue.enqueue(submission, None).await {
                     tracing::warn!(%run, %error, "an accepted run waits for the queue to come back");
@@ -205,9 +209,11 @@ impl Engine {
         match self.end(run, Outcome::Cancelled).await? {
             Ended::Now => Ok(CancelOutcome::Cancelled),
             Ended::Signalled => Ok(CancelOutcome::Requested),
-            Ended::Before => match self.find(account, run).await? {
-                Some(view) if view.state == RunState::Cancelled => Ok(CancelOutcome::Cancelled),
-                _ => Ok(CancelOutcome::AlreadyEnded),
+            Ended::Before => match self.find(account, run).await?.map(|view| view.state) {
+                Some(RunState::Cancelled) => Ok(CancelOutcome::Cancelled),
+                Some(state) if state.is_terminal() => Ok(CancelOutcome::AlreadyEnded),
+                // Its ending is on its way to the ledger: perhaps that of an earlier cancellation.
+                _ => Ok(CancelOutcome::Requested),
             },
         }
     }
@@ -289,24 +295,37 @@ impl Engine {
 
     /// Ends a run from outside. The queue decides who was first, for as long as it knows the run.
     async fn end(&self, run: RunId, outcome: Outcome) -> Result<Ended, SubmitError> {
+        if let Some(ended) = self.end_in_queue(run, outcome.clone()).await? {
+            return Ok(ended);
+        }
+        let Some(fence) = self.end_in_ledger(run, outcome.clone()).await? else { return Ok(Ended::Before) };
+        // The run may have been on its way into the queue: if it comes from now on it finds a tombstone, and if it came before, it is ended
+        // there as well.
+        self.0.queue.finish(&[(run, fence)]).await?;
+        self.end_in_queue(run, outcome).await?;
+        Ok(Ended::Now)
+    }
+
+    /// `None` when the queue does not know the run.
+    async fn end_in_queue(&self, run: RunId, outcome: Outcome) -> Result<Option<Ended>, SubmitError> {
         let inner = &self.0;
-        match inner.queue.cancel(run, outcome.clone()).await? {
+        Ok(match inner.queue.cancel(run, outcome).await? {
             Cancelled::Ended { job, ending } => {
                 let fence = ending.fence;
                 // Should this process die before the end, the lease runs out and the stashed ending is recorded by another.
                 inner.ledger.finish(&[(job, Arc::new(*ending))]).await?;
                 inner.queue.finish(&[(run, fence)]).await?;
-                Ok(Ended::Now)
+                Some(Ended::Now)
             }
-            Cancelled::Signalled => Ok(Ended::Signalled),
-            Cancelled::Finished => Ok(Ended::Before),
-            Cancelled::Unknown => self.end_in_ledger(run, outcome).await,
-        }
+            Cancelled::Signalled => Some(Ended::Signalled),
+            Cancelled::Finished => Some(Ended::Before),
+            Cancelled::Unknown => None,
+        })
     }
 
-    /// For a run that the queue does not know: it was not enqueued yet, or the queue lost it.
-    async fn end_in_ledger(&self, run: RunId, outcome: Outcome) -> Result<Ended, SubmitError> {
-        let Some(row) = self.0.ledger.unfinished_one(run).await? else { return Ok(Ended::Before) };
+    /// For a run that the queue does not know: it was not enqueued yet, or the queue lost it. Returns the fence of its ending, if this is it.
+    async fn end_in_ledger(&self, run: RunId, outcome: Outcome) -> Result<Option<Fence>, SubmitError> {
+        let Some(row) = self.0.ledger.unfinished_one(run).await? else { return Ok(None) };
         let now = UnixMillis::now();
         let ending = Ending {
             v: WIRE_VERSION,
@@ -321,11 +340,12 @@ impl Engine {
             attempt: None,
         };
         let settled = self.0.ledger.finish(&[(row.job, Arc::new(ending.clone()))]).await?;
-        if settled.contains(&Settled::Won) {
-            self.0.waiters.end(ending);
-            return Ok(Ended::Now);
+        if !settled.contains(&Settled::Won) {
+            return Ok(None);
         }
-        Ok(Ended::Before)
+        let fence = ending.fence;
+        self.0.waiters.end(ending);
+        Ok(Some(fence))
     }
 }
 

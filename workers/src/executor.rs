@@ -22,6 +22,8 @@ mod reaper;
 mod reconciler;
 mod recorder;
 mod shaper;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -92,14 +94,18 @@ impl ExecutorPool {
         queue: Arc<dyn Queue>,
         settings: PoolSettings,
     ) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared::new(ledger, queue, &settings)?);
+        Self::start_with(runtime, Shared::new(ledger, queue, &settings)?).await
+    }
+
+    async fn start_with(runtime: Arc<Runtime>, shared: Shared) -> Result<Self, StartError> {
+        let shared = Arc::new(shared);
         let health = shared.health.clone();
         let (started, pool) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("executors".into())
             .spawn(move || {
                 let system = System::with_tokio_rt(|| runtime.clone());
-                let actors = async { start_actors(&shared, settings.slots, runtime.clone()) };
+                let actors = async { start_actors(&shared, runtime.clone()) };
                 let pool = system.block_on(actors);
                 // A caller that is gone needs no executors.
                 if started.send((pool, System::current())).is_ok()
@@ -132,7 +138,7 @@ impl ExecutorPool {
 }
 
 /// The actors, from the back of the pipeline to its front, so that each knows the next.
-fn start_actors(shared: &Arc<Shared>, slots: usize, runtime: Arc<Runtime>) -> Addr<Pool> {
+fn start_actors(shared: &Arc<Shared>, runtime: Arc<Runtime>) -> Addr<Pool> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
     let arbiters: Vec<Arbiter> = (0..threads)
         .map(|_| {
@@ -145,7 +151,7 @@ fn start_actors(shared: &Arc<Shared>, slots: usize, runtime: Arc<Runtime>) -> Ad
     Reaper::new(shared.clone(), recorder.clone()).start();
     Reconciler::new(shared.clone()).start();
     let dispatcher = Dispatcher::new(shared.clone(), pool.clone()).start();
-    for (_, arbiter) in (0..slots).zip(arbiters.iter().cycle()) {
+    for (_, arbiter) in (0..shared.slots).zip(arbiters.iter().cycle()) {
         let (shared, dispatcher, recorder) = (shared.clone(), dispatcher.clone(), recorder.clone());
         Executor::start_in_arbiter(&arbiter.handle(), move |_| Executor::new(shared, dispatcher, recorder));
     }

@@ -12,6 +12,8 @@ mod group;
 mod read;
 mod runs;
 mod store;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 

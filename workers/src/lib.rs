@@ -14,5 +14,7 @@ pub mod ledger;
 pub mod providers;
 pub mod queue;
 pub mod retry;
+#[cfg(test)]
+mod tests;
 
 pub use engine::{Accepted, CancelOutcome, Engine, EngineSettings, Promise, RunView, SubmitError, Waiter};

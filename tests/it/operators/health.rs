@@ -102,13 +102,13 @@ async fn probes_tell_what_is_broken_and_that_it_is_whole_again() {
     worker.is_healthy().await;
 
     // Redis stops answering, its connections open.
-    redis.signal("STOP");
+    redis.pause();
     for process in [&worker, &front_door] {
         process.is_ready_but_for(&["queue"]).await;
     }
     worker.is_unhealthy().await;
     front_door.is_healthy().await;
-    redis.signal("CONT");
+    redis.resume();
     for process in [&worker, &front_door] {
         process.is_healthy().await;
         process.is_ready_but_for(&[]).await;

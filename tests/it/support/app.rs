@@ -1,6 +1,6 @@
 //! The product as its users meet it: the real binary, in either mode, with accounts, keys and a scripted provider.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::LazyLock, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -28,11 +28,13 @@ pub struct Shape {
     pub config: String,
     /// TOML keys of the scripted provider.
     pub provider: String,
+    /// The URL of a database of its own, for tests that take theirs away.
+    pub database: Option<String>,
 }
 
 impl Shape {
     pub fn of(mode: Mode) -> Self {
-        Self { mode, front_doors: 1, workers: 1, config: String::new(), provider: String::new() }
+        Self { mode, front_doors: 1, workers: 1, config: String::new(), provider: String::new(), database: None }
     }
 }
 
@@ -64,6 +66,8 @@ impl App {
             ("PROMPT_MANAGER_CONFIG".to_owned(), folder.path().join("test.toml").display().to_string()),
             ("SCRIPTED_KEY".to_owned(), "provider-secret".to_owned()),
         ];
+        // `TEST_LOG=workers=debug` makes the processes of failing tests say more.
+        env.extend(std::env::var("TEST_LOG").map(|level| ("PROMPT_MANAGER_LOG__LEVEL".to_owned(), level)));
         let redis = match shape.mode {
             Mode::Embedded => {
                 let file = folder.path().join("test.db");
@@ -72,7 +76,11 @@ impl App {
             }
             Mode::Distributed => {
                 let redis = RedisServer::start().await;
-                env.push(("PROMPT_MANAGER_DATABASE_URL".into(), postgres::database().await));
+                let database = match &shape.database {
+                    Some(url) => url.clone(),
+                    None => postgres::database().await,
+                };
+                env.push(("PROMPT_MANAGER_DATABASE_URL".into(), database));
                 env.push(("PROMPT_MANAGER_REDIS_URL".into(), redis.url()));
                 Some(redis)
             }
@@ -312,11 +320,20 @@ impl Answer {
     }
 }
 
-/// A client for loopback, that answers or fails within a minute.
+/// The client of all tests, for loopback: it answers or fails within a minute. Building one costs more than many requests. It keeps no
+/// connection, because a connection lives on the runtime of the test that opened it.
 pub fn client() -> reqwest::Client {
-    // A second installation answers with an error that means nothing.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap()
+    static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(|| {
+        // A second installation answers with an error that means nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(60))
+            .pool_max_idle_per_host(0)
+            .build()
+            .unwrap()
+    });
+    CLIENT.clone()
 }
 
 /// A port that was free a moment ago.

@@ -57,10 +57,17 @@ impl RedisServer {
         let _ = self.process.wait();
     }
 
-    /// Sends a signal by its name: `STOP`, `CONT`.
-    pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status().unwrap();
-        assert!(status.success());
+    /// Keeps all its connections and its memory and says nothing more, until [`resume`](Self::resume).
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
     }
 
     /// Starts it again, empty, on its old port.

@@ -44,6 +44,12 @@ impl Stop {
         self.token.cancel();
     }
 
+    /// Why it was stopped, if it was.
+    #[cfg(test)]
+    pub fn reason(&self) -> Option<StopReason> {
+        self.reason.get().copied()
+    }
+
     async fn stopped(&self) -> StopReason {
         self.token.cancelled().await;
         // The reason is set before the token is cancelled.
@@ -70,6 +76,16 @@ pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
 
 /// Does what is left to do for a run that is not to be called.
 pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
+    if let Work::Lost(_) | Work::Poison(_) = &claim.work {
+        match ending_in_ledger(shared, claim).await {
+            Ok(Some(ending)) => return Done::Record(Box::new(Ending { fence: claim.fence, ..ending })),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(run = %claim.job.id, %error, "a lost run is left to the next reaper");
+                return Done::Gone;
+            }
+        }
+    }
     match &claim.work {
         Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
         Work::Expire => end(shared, claim, Outcome::Expired, None).await,
@@ -130,6 +146,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         stream: claim.job.stream,
         deadline: clock.started + remaining,
     };
+    tracing::debug!(run = %claim.job.id, attempt = claim.attempt, provider = target.provider, "calling");
     let mut sink = Unwatched;
     let answer = async {
         upstream.shaper.ready().await;
@@ -141,6 +158,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         reason = stop.stopped() => Err(reason),
         answer = tokio::time::timeout_at(request.deadline, answer) => Ok(answer.unwrap_or_else(|_| Err(past_deadline()))),
     };
+    tracing::debug!(run = %claim.job.id, took = ?clock.started.elapsed(), "called");
     match answer {
         Ok(Ok(completion)) => succeed(shared, claim, target, &clock, completion).await,
         Ok(Err(error)) => fail(shared, claim, target, &clock, error).await,
@@ -160,11 +178,19 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
                 detail: Some("the worker shut down and handed the run back".into()),
                 ..clock.attempt(shared, claim, target, Usage::default())
             };
-            record_attempt(shared, claim, attempt).await;
-            give_back(shared, claim, Release::HandBack).await
+            // A ledger that is away must not keep the run from the next worker.
+            tokio::join!(give_back(shared, claim, Release::HandBack), record_attempt(shared, claim, attempt)).0
         }
-        // The reaper of whoever comes next records the lost attempt under our fence.
-        Err(StopReason::LeaseLost) => Done::Gone,
+        Err(StopReason::LeaseLost) => {
+            // The reaper that takes the run over records the same. A queue that lost its memory has nothing for a reaper to find.
+            let attempt = Attempt {
+                outcome: AttemptOutcome::WorkerLost,
+                detail: Some("the lease was lost during the call".into()),
+                ..clock.attempt(shared, claim, target, Usage::default())
+            };
+            record_attempt(shared, claim, attempt).await;
+            Done::Gone
+        }
     }
 }
 
@@ -261,6 +287,16 @@ async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> Done {
         Err(error) => tracing::warn!(run = %claim.job.id, %error, "a run could not be given back"),
     }
     Done::Gone
+}
+
+/// The ending of a run whose worker is thought lost: the worker may have written it down while the queue could not be told.
+async fn ending_in_ledger(shared: &Shared, claim: &Claim) -> Result<Option<Ending>, LedgerError> {
+    match shared.ledger.endings(&[claim.job.id]).await {
+        Ok(endings) => Ok(endings.into_iter().next()),
+        Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_))) => Err(error),
+        // Nobody can tell, now or later.
+        Err(LedgerError::Refused(_) | LedgerError::Unreadable(_)) => Ok(None),
+    }
 }
 
 /// Records the attempt of a run that goes on. Waits for a ledger that is away, up to the run's deadline: an attempt

@@ -30,6 +30,8 @@ const LAST_WRITES: Duration = Duration::from_secs(10);
 pub struct Pool {
     shared: Arc<Shared>,
     leases: HashMap<RunId, Held>,
+    /// Cancellations of runs without a lease here, and when they came. Most are other workers'; one may have overtaken its lease.
+    cancelled: HashMap<RunId, Instant>,
     heartbeat_under_way: bool,
     last_heartbeat: Instant,
     crew: Option<Meet>,
@@ -50,6 +52,7 @@ impl Pool {
         Self {
             shared,
             leases: HashMap::new(),
+            cancelled: HashMap::new(),
             heartbeat_under_way: false,
             last_heartbeat: Instant::now(),
             crew: None,
@@ -60,6 +63,8 @@ impl Pool {
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.give_up_overdue();
+        // A lease that came later than that has been renewed since, and its renewal has told.
+        self.cancelled.retain(|_, came| came.elapsed() < HEARTBEAT);
         if self.last_heartbeat.elapsed() >= HEARTBEAT && !self.heartbeat_under_way {
             self.heartbeat(ctx);
         }
@@ -201,8 +206,16 @@ impl Handler<Leased> for Pool {
 
     fn handle(&mut self, message: Leased, _: &mut Self::Context) {
         for Lease { run, fence, stop, claimed } in message.leases {
-            self.leases.insert(run, Held { fence, stop, renewed: claimed });
+            if self.cancelled.remove(&run).is_some() {
+                stop.stop(StopReason::Cancelled);
+            }
+            if let Some(before) = self.leases.insert(run, Held { fence, stop, renewed: claimed }) {
+                // The queue has given the run away since: what goes on under the old lease belongs to nobody.
+                before.stop.stop(StopReason::LeaseLost);
+            }
         }
+        // A claim may be answered so late (the process was stopped) that somebody else has the run by now: it must not begin.
+        self.give_up_overdue();
     }
 }
 
@@ -230,16 +243,19 @@ impl Handler<Finished> for Pool {
 /// Somebody wants this run to end, whoever has it.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Cancel {
-    run: RunId,
+pub struct Cancel {
+    pub run: RunId,
 }
 
 impl Handler<Cancel> for Pool {
     type Result = ();
 
     fn handle(&mut self, message: Cancel, _: &mut Self::Context) {
-        if let Some(lease) = self.leases.get(&message.run) {
-            lease.stop.stop(StopReason::Cancelled);
+        match self.leases.get(&message.run) {
+            Some(lease) => lease.stop.stop(StopReason::Cancelled),
+            None => {
+                self.cancelled.insert(message.run, Instant::now());
+            }
         }
     }
 }

@@ -117,20 +117,24 @@ pub async fn hand_over(shared: &Shared, recorder: &Addr<Recorder>, (job, ending)
 async fn write(shared: Arc<Shared>, pool: Addr<Pool>, batch: Vec<Record>) {
     let endings: Vec<_> = batch.iter().map(|record| (record.job.clone(), record.ending.clone())).collect();
     let mut pause = PAUSE;
-    while let Err(error) = shared.ledger.finish(&endings).await {
-        if let LedgerError::Refused(source) = error {
-            // What was accepted is recorded; the rest is left under its lease, and comes back when that runs out.
-            tracing::error!(%source, "the database refuses an ending");
-            return;
-        }
+    let recorded = loop {
+        let error = match shared.ledger.finish(&endings).await {
+            Ok(_) => break true,
+            Err(LedgerError::Refused(source)) => {
+                tracing::error!(%source, "the database refuses an ending");
+                break false;
+            }
+            Err(error) => error,
+        };
         shared.health.ledger_failing.store(true, Ordering::Relaxed);
         tracing::warn!(%error, endings = endings.len(), "endings wait for the ledger");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(MAX_PAUSE);
-    }
+    };
     shared.health.ledger_failing.store(false, Ordering::Relaxed);
     let runs: Vec<_> = batch.iter().map(|record| (record.ending.run, record.ending.fence)).collect();
-    if let Err(error) = shared.queue.finish(&runs).await {
+    // After a refusal nobody knows which endings were accepted: all leases are left to run out, and whoever takes them over tries again.
+    if recorded && let Err(error) = shared.queue.finish(&runs).await {
         // The leases run out, and whoever takes them over finds that the ledger has the endings.
         tracing::warn!(%error, "the queue did not hear that runs are recorded");
     }

@@ -1,0 +1,118 @@
+//! The executors over a queue that fails when told to, a ledger in memory, and a provider that plays a script.
+
+mod calls;
+mod leases;
+mod pools;
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::{
+    job::{Attempt, Job, Usage},
+    providers::{Call, CallError, Completion, DeltaSink, ErrorClass},
+    queue::{Admitted, Claim, Submission},
+    tests::{FaultyQueue, MemoryLedger, eventually, job},
+};
+
+/// Leases that run out only when a test waits for it.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// What the provider does with a call.
+#[derive(Clone, Copy, Debug)]
+enum Play {
+    Answer,
+    Fail,
+    Panic,
+    /// Nothing, until the call is stopped.
+    Hang,
+}
+
+/// A provider that answers when its script is over.
+#[derive(Default)]
+struct Scripted {
+    script: Mutex<VecDeque<Play>>,
+    calls: AtomicUsize,
+}
+
+impl Scripted {
+    fn play(&self, script: &[Play]) {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner).extend(script);
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl Provider for Scripted {
+    async fn call(&self, _: Call<'_>, _: &mut dyn DeltaSink) -> Result<Completion, CallError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let play = self.script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        match play.unwrap_or(Play::Answer) {
+            Play::Answer => {
+                let usage = Usage { input_tokens: Some(10), output_tokens: Some(5) };
+                Ok(Completion { output: "Bonjour".into(), usage, ..Completion::default() })
+            }
+            Play::Fail => Err(CallError::new(ErrorClass::Failing { after: None }, "ill")),
+            Play::Panic => panic!("the script says so"),
+            Play::Hang => std::future::pending().await,
+        }
+    }
+}
+
+/// Everything that executors share, and the other end of it.
+struct Rig {
+    memory: MemoryLedger,
+    queue: Arc<FaultyQueue>,
+    provider: Arc<Scripted>,
+    shared: Shared,
+}
+
+impl Rig {
+    async fn new(slots: usize) -> Self {
+        let (memory, queue) = (MemoryLedger::open().await, Arc::new(FaultyQueue::new(LEASE)));
+        let provider = Arc::new(Scripted::default());
+        let retry = RetryPolicy { base: Duration::from_millis(1), ..RetryPolicy::default() };
+        let settings = PoolSettings { slots, retry, providers: Vec::new() };
+        let mut shared = Shared::new(memory.ledger.clone(), queue.clone(), &settings).unwrap();
+        let upstream = Upstream { provider: provider.clone(), shaper: Shaper::new(None) };
+        shared.providers.insert("one".into(), upstream);
+        shared.scopes.push(ScopeLimits {
+            scope: "one".into(),
+            max_concurrency: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+        });
+        Self { memory, queue, provider, shared }
+    }
+
+    /// Accepts a run as a front door does.
+    async fn submit(&self, job: Job) -> Arc<Job> {
+        let job = Arc::new(job);
+        self.memory.ledger.insert(job.clone()).await.unwrap();
+        self.enqueue(&job).await;
+        job
+    }
+
+    async fn enqueue(&self, job: &Arc<Job>) {
+        let admitted = self.queue.enqueue(Submission { job: job.clone(), reply_to: None }, None).await.unwrap();
+        assert!(matches!(admitted, Admitted::Yes { .. }));
+    }
+
+    /// The next run, claimed for this worker.
+    async fn claim(&self) -> Claim {
+        let claim = async || self.queue.claim(self.shared.worker, 1, &self.shared.scopes).await.unwrap().claims.pop();
+        eventually("a run to claim", claim).await
+    }
+
+    /// The attempts that the ledger knows of a run.
+    async fn attempts(&self, job: &Job) -> Vec<Attempt> {
+        self.memory.ledger.find(job.account, job.id).await.unwrap().unwrap().attempts
+    }
+}

@@ -1,0 +1,170 @@
+//! An embedded queue whose steps fail when they are told to, as those of a store that cannot be reached do.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId},
+    queue::{
+        Admission, Admitted, Cancelled, Claim, Claimed, Held, Queue, QueueStats, Recalled, Release, Renewal, Reply,
+        Restored, ScopeLimits, Sighting, Submission, Unreachable,
+        embedded::{EmbeddedQueue, EmbeddedSettings},
+    },
+};
+
+/// The steps that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    Enqueue,
+    Claim,
+    Heartbeat,
+    Stash,
+    Finish,
+    Release,
+}
+
+/// What is lost when a step fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The question: nothing was done.
+    Question,
+    /// The answer: the step was done, and nobody was told.
+    Answer,
+}
+
+pub struct FaultyQueue {
+    inner: EmbeddedQueue,
+    faults: Mutex<HashMap<Step, Loss>>,
+}
+
+impl FaultyQueue {
+    pub fn new(lease: Duration) -> Self {
+        let inner = EmbeddedQueue::new(EmbeddedSettings { lease });
+        Self { inner, faults: Mutex::default() }
+    }
+
+    /// From now on these steps fail.
+    pub fn fail(&self, steps: &[Step], loss: Loss) {
+        self.faults().extend(steps.iter().map(|step| (*step, loss)));
+    }
+
+    /// From now on every step works.
+    pub fn heal(&self) {
+        self.faults().clear();
+    }
+
+    fn faults(&self) -> MutexGuard<'_, HashMap<Step, Loss>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn step<T>(&self, step: Step, work: impl Future<Output = Result<T, Unreachable>>) -> Result<T, Unreachable> {
+        let loss = self.faults().get(&step).copied();
+        match loss {
+            None => work.await,
+            Some(loss) => {
+                if loss == Loss::Answer {
+                    work.await?;
+                }
+                Err(Unreachable(format!("{step:?} was told to fail").into()))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for FaultyQueue {
+    async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
+        self.inner.admit(job, admission).await
+    }
+
+    async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
+        self.step(Step::Enqueue, self.inner.enqueue(submission, admission)).await
+    }
+
+    async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
+        self.step(Step::Claim, self.inner.claim(worker, free, scopes)).await
+    }
+
+    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
+        self.inner.wait(worker, at_most).await
+    }
+
+    async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
+        self.step(Step::Heartbeat, self.inner.heartbeat(worker, held)).await
+    }
+
+    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
+        self.step(Step::Stash, self.inner.stash(ending)).await
+    }
+
+    async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
+        self.step(Step::Finish, self.inner.finish(runs)).await
+    }
+
+    async fn release(&self, run: RunId, fence: Fence, how: Release) -> Result<Held, Unreachable> {
+        self.step(Step::Release, self.inner.release(run, fence, how)).await
+    }
+
+    async fn reap(&self, worker: WorkerId, limit: usize) -> Result<Vec<Claim>, Unreachable> {
+        self.inner.reap(worker, limit).await
+    }
+
+    async fn cancel(&self, run: RunId, outcome: Outcome) -> Result<Cancelled, Unreachable> {
+        self.inner.cancel(run, outcome).await
+    }
+
+    async fn pause_scope(&self, scope: &str, after: Duration) -> Result<(), Unreachable> {
+        self.inner.pause_scope(scope, after).await
+    }
+
+    async fn missing(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable> {
+        self.inner.missing(runs).await
+    }
+
+    async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable> {
+        self.inner.restore(runs).await
+    }
+
+    async fn was_reset(&self) -> Result<bool, Unreachable> {
+        self.inner.was_reset().await
+    }
+
+    async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
+        self.inner.locate(run).await
+    }
+
+    async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
+        self.inner.recall(run).await
+    }
+
+    async fn replies(
+        &self,
+        front_door: FrontDoorId,
+        stop: CancellationToken,
+    ) -> Result<mpsc::Receiver<Reply>, Unreachable> {
+        self.inner.replies(front_door, stop).await
+    }
+
+    async fn cancellations(&self, stop: CancellationToken) -> Result<mpsc::Receiver<RunId>, Unreachable> {
+        self.inner.cancellations(stop).await
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<(), Unreachable> {
+        self.inner.set_paused(paused).await
+    }
+
+    async fn stats(&self) -> Result<QueueStats, Unreachable> {
+        self.inner.stats().await
+    }
+
+    async fn ping(&self) -> Result<(), Unreachable> {
+        self.inner.ping().await
+    }
+}
