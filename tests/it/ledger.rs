@@ -1,5 +1,6 @@
 //! The ledger, over SQLite and PostgreSQL alike, and the opening and migrating of both.
 
+mod dead;
 mod opening;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use workers::{
     providers::Secret,
 };
 
+use self::dead::{a_dead_run_is_looked_after_once, dead_runs_keep_their_job_until_somebody_has_looked_after_them};
 use self::opening::{migrating_twice_and_at_once_is_harmless, the_schema_is_compared_with_this_version};
 use crate::support::postgres::{self, PostgresServer};
 
@@ -94,6 +96,8 @@ over_both!(
     recording_an_attempt_again_changes_nothing,
     the_worker_that_was_thought_lost_has_the_last_word,
     what_was_spent_is_summed_up_over_all_calls,
+    dead_runs_keep_their_job_until_somebody_has_looked_after_them,
+    a_dead_run_is_looked_after_once,
     a_run_is_found_by_its_own_account_only,
     migrating_twice_and_at_once_is_harmless,
     the_schema_is_compared_with_this_version,

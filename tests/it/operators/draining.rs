@@ -55,8 +55,9 @@ impl Caller {
     }
 
     async fn send(&self, first_door: usize, body: &Value, headers: &[(&str, &str)]) -> Value {
-        for attempt in first_door.. {
-            let url = format!("{}/api/v1/run", self.urls[attempt % self.urls.len()]);
+        let mut door = first_door;
+        loop {
+            let url = format!("{}/api/v1/run", self.urls[door % self.urls.len()]);
             let mut request = self.client.post(url).header("x-api-key", &self.key).json(body);
             for (name, value) in headers {
                 request = request.header(*name, *value);
@@ -74,10 +75,10 @@ impl Caller {
                 Err(error) if error.is_connect() => {}
                 Err(error) => panic!("a caller's connection was cut: {error:?}"),
             }
+            door += 1;
             self.retried.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        unreachable!("attempts do not end")
     }
 }
 
