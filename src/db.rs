@@ -3,6 +3,8 @@
 //! SQLite is opened in WAL mode with full synchronisation, because a run that was accepted with a 202 must survive a power cut.
 //! Whoever reads before it writes in one transaction begins it with [`begin`].
 
+pub mod exclusive;
+
 use std::{
     collections::BTreeSet,
     path::Path,

@@ -18,6 +18,7 @@ mod faults;
 mod ledger;
 mod limits;
 mod openai;
+mod operating;
 mod prompts;
 mod server;
 mod support;
