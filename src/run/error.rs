@@ -33,8 +33,8 @@ pub enum RunError {
     MissingVariables(Vec<String>),
     #[error("The prompt's template failed: {0}")]
     TemplateFailed(String),
-    #[error("The rendered prompt has {bytes} bytes; at most {max_bytes} are allowed")]
-    InputTooLarge { bytes: usize, max_bytes: usize },
+    #[error("The prompt is larger than {max_bytes} bytes with these variables")]
+    InputTooLarge { max_bytes: usize },
     #[error("The public API needs the PRO plan; this account has the FREE plan")]
     PlanRequired,
     #[error("The subscription of this account ended on {}", day(*.ended))]
@@ -142,7 +142,7 @@ impl RunError {
                 Some(json!({ "maxTimeoutMs": u64::try_from(max.as_millis()).unwrap_or(u64::MAX) }))
             }
             Self::MissingVariables(names) => Some(json!({ "missing": names })),
-            Self::InputTooLarge { bytes, max_bytes } => Some(json!({ "bytes": bytes, "maxBytes": max_bytes })),
+            Self::InputTooLarge { max_bytes } => Some(json!({ "maxBytes": max_bytes })),
             Self::Limited { rule, .. } => Some(json!({ "limit": rule })),
             _ => None,
         }
@@ -181,6 +181,7 @@ impl From<RenderError> for RunError {
     fn from(error: RenderError) -> Self {
         match error {
             RenderError::Missing(names) => Self::MissingVariables(names),
+            RenderError::TooLarge { max_bytes } => Self::InputTooLarge { max_bytes },
             RenderError::Failed(sentence) => Self::TemplateFailed(sentence),
         }
     }
@@ -269,6 +270,13 @@ mod tests {
             "missing_variables",
             None,
             "Missing variables: nom, âge",
+        );
+        check(
+            RenderError::TooLarge { max_bytes: 9 }.into(),
+            400,
+            "input_too_large",
+            None,
+            "The prompt is larger than 9 bytes with these variables",
         );
         check(
             RunError::SubscriptionExpired { ended: UnixMillis(1_767_225_600_000) },
