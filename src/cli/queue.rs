@@ -60,7 +60,7 @@ fn to_text(stats: &QueueStats) -> String {
     let state = if stats.paused { "paused" } else { "running" };
     format!(
         "{}\ndelayed {} · in execution {} · {} bytes waiting · {state}\n",
-        table(["lane", "ready", "oldest"], lanes),
+        table(["LANE", "READY", "OLDEST"], lanes),
         stats.delayed,
         stats.leased,
         stats.bytes
