@@ -70,6 +70,21 @@ pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
 
 /// Does what is left to do for a run that is not to be called.
 pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
+    // A worker that could not stash its ending wrote it to the ledger all the same. Then only the queue does not know.
+    if claim.attempt > 1 && !matches!(claim.work, Work::Record(_)) {
+        match shared.ledger.endings(&[claim.job.id]).await {
+            Ok(endings) => {
+                if let Some(ending) = endings.into_iter().next() {
+                    return Done::Record(Box::new(Ending { fence: claim.fence, ..ending }));
+                }
+            }
+            Err(error) => {
+                // The lease runs out, and whoever takes it over asks again.
+                tracing::warn!(run = %claim.job.id, %error, "a run that was lost waits for the ledger");
+                return Done::Gone;
+            }
+        }
+    }
     match &claim.work {
         Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
         Work::Expire => end(shared, claim, Outcome::Expired, None).await,
