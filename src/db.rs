@@ -18,7 +18,7 @@ use sea_orm::{
     sqlx::{
         self, ConnectOptions as _, Connection,
         postgres::PgConnectOptions,
-        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+        sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous},
     },
 };
 use sea_orm_migration::{MigratorTrait, SchemaManager};
@@ -176,7 +176,11 @@ async fn connect_sqlite(config: &DatabaseConfig) -> Result<DatabaseConnection, S
     }
     let mut options = pool_options(config);
     // The file is ours alone: no connection goes stale, and each keeps its cache and its prepared statements.
-    options.test_before_acquire(false).idle_timeout(None).max_lifetime(None).map_sqlx_sqlite_opts(|options| {
+    options.test_before_acquire(false).idle_timeout(None).max_lifetime(None);
+    options.map_sqlx_sqlite_pool_opts(|options| {
+        options.after_release(|connection, _| Box::pin(async move { has_left_its_transaction(connection).await }))
+    });
+    options.map_sqlx_sqlite_opts(|options| {
         options
             .busy_timeout(BUSY_TIMEOUT)
             .journal_mode(SqliteJournalMode::Wal)
@@ -192,6 +196,17 @@ async fn connect_sqlite(config: &DatabaseConfig) -> Result<DatabaseConnection, S
         let sentence = sqlite_sentence(&file, &error);
         StoreError::Unavailable { sentence, source: Arc::new(error) }
     })
+}
+
+/// Whether a connection may go back to the pool. On a full disk SQLite rolls a transaction back by itself, the driver's own `ROLLBACK` then
+/// fails, and it goes on counting a transaction that is not there. What it begins next on that connection is a savepoint, and once that is
+/// rolled back, the lock on the whole file stays: only closing the connection gives it up.
+async fn has_left_its_transaction(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // The rollback of a dropped transaction is on its way to the connection's thread; this waits for it.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
 }
 
 fn sqlite_sentence(file: &Path, error: &DbErr) -> String {

@@ -15,10 +15,10 @@ use crate::support::{
 };
 
 /// One greeting every so often, with calls that take a fifth of a second and six at a time: about half of what it can do.
-const PERIOD: Duration = Duration::from_millis(60);
+pub const PERIOD: Duration = Duration::from_millis(60);
 const CALL: Duration = Duration::from_millis(200);
 
-async fn deployment(shape: Shape) -> App {
+pub async fn deployment(shape: Shape) -> App {
     let shape = Shape {
         front_doors: 2,
         workers: 2,
@@ -37,7 +37,7 @@ async fn behind_redis_proxy() -> App {
 }
 
 /// A fault for a while, under load; then it is healed.
-async fn during(app: &App, fault: impl AsyncFnOnce(&App)) {
+pub async fn during(app: &App, fault: impl AsyncFnOnce(&App)) {
     let load = Load::start(app, PERIOD);
     sleep(Duration::from_millis(500)).await;
     fault(app).await;
