@@ -178,7 +178,8 @@ async fn connect_sqlite(config: &DatabaseConfig) -> Result<DatabaseConnection, S
     }
     let mut options = pool_options(config);
     // The file is ours alone: no connection goes stale, and each keeps its cache and its prepared statements.
-    options.test_before_acquire(false).idle_timeout(None).max_lifetime(None).map_sqlx_sqlite_opts(|options| {
+    options.test_before_acquire(false).idle_timeout(None).max_lifetime(None);
+    options.map_sqlx_sqlite_opts(|options| {
         options
             .busy_timeout(BUSY_TIMEOUT)
             .journal_mode(SqliteJournalMode::Wal)

@@ -1,5 +1,8 @@
 //! Accepted work under fault: processes killed, Redis emptied and stopped, databases behind.
 
+mod network;
+mod stores;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

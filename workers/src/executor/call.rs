@@ -76,11 +76,14 @@ pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
 
 /// Does what is left to do for a run that is not to be called.
 pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
-    if let Work::Lost(_) | Work::Poison(_) = &claim.work {
+    // A worker that could not stash its ending wrote it to the ledger all the same. Then only the queue does not know.
+    let was_lost = matches!(claim.work, Work::Lost(_) | Work::Poison(_));
+    if was_lost || (claim.attempt > 1 && !matches!(claim.work, Work::Record(_))) {
         match ending_in_ledger(shared, claim).await {
             Ok(Some(ending)) => return Done::Record(Box::new(Ending { fence: claim.fence, ..ending })),
             Ok(None) => {}
             Err(error) => {
+                // The lease runs out, and whoever takes it over asks again.
                 tracing::warn!(run = %claim.job.id, %error, "a lost run is left to the next reaper");
                 return Done::Gone;
             }
