@@ -1,5 +1,7 @@
 //! Accepted work under fault: processes killed, Redis emptied and stopped, databases behind.
 
+mod crashes;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};
