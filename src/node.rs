@@ -242,7 +242,8 @@ pub async fn open_redis(config: &Config, verb: &'static str) -> Result<RedisQueu
         pool: redis.pool.clone(),
         max_connections: redis.max_connections,
     })
-    .await?;
+    .await?
+    .with_lease(config.workers.lease);
     for warning in queue.warnings() {
         tracing::warn!("{warning}");
     }
@@ -253,7 +254,7 @@ async fn open_queue(config: &Config, roles: Roles) -> Result<Arc<dyn Queue>, Nod
     match (&config.redis, roles) {
         (Some(_), _) => Ok(Arc::new(open_redis(config, "this command").await?)),
         (None, Roles { front_door: true, executors: true }) => {
-            Ok(Arc::new(EmbeddedQueue::new(EmbeddedSettings::default())))
+            Ok(Arc::new(EmbeddedQueue::new(EmbeddedSettings { lease: config.workers.lease })))
         }
         (None, Roles { front_door: false, .. }) => Err(NodeError::NeedsRedis("`prompt-manager worker`")),
         (None, _) => Err(NodeError::NeedsRedis("`prompt-manager serve --no-workers`")),

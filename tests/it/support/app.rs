@@ -144,15 +144,21 @@ impl App {
     pub async fn add_front_door(&mut self) {
         let port = free_port();
         self.urls.push(format!("http://127.0.0.1:{port}"));
-        self.front_doors.push(self.front_door(self.front_doors.len(), port));
+        self.front_doors.push(self.front_door(self.front_doors.len(), port, &[]));
         self.until_ready(self.urls.len() - 1).await;
     }
 
     /// Starts a front door again, on its old port.
     pub async fn restart_front_door(&mut self, index: usize) {
-        let port = self.urls[index].rsplit(':').next().unwrap().parse().unwrap();
-        self.front_doors[index] = self.front_door(index, port);
+        self.restart_front_door_with(index, &[]);
         self.until_ready(index).await;
+    }
+
+    /// Starts a front door again with more in its environment, and does not wait for it: it may be made to die at once.
+    pub fn restart_front_door_with(&mut self, index: usize, env: &[(&str, &str)]) {
+        let port = self.urls[index].rsplit(':').next().unwrap().parse().unwrap();
+        self.front_doors[index].kill();
+        self.front_doors[index] = self.front_door(index, port, env);
     }
 
     pub fn add_worker(&mut self) {
@@ -161,11 +167,22 @@ impl App {
     }
 
     pub fn restart_worker(&mut self, index: usize) {
-        self.workers[index] = Process::start(self.folder.path(), &format!("worker-{index}"), &["worker"], &self.env);
+        self.restart_worker_with(index, &[]);
     }
 
-    fn front_door(&self, index: usize, port: u16) -> Process {
-        let mut env = self.env.clone();
+    /// Starts a worker again with more in its environment.
+    pub fn restart_worker_with(&mut self, index: usize, env: &[(&str, &str)]) {
+        let env = self.env_with(env);
+        self.workers[index] = Process::start(self.folder.path(), &format!("worker-{index}"), &["worker"], &env);
+    }
+
+    fn env_with(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
+        let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.env.iter().cloned().chain(more).collect()
+    }
+
+    fn front_door(&self, index: usize, port: u16, env: &[(&str, &str)]) -> Process {
+        let mut env = self.env_with(env);
         env.push(("PROMPT_MANAGER_LISTEN".into(), format!("127.0.0.1:{port}")));
         let args: &[&str] = if self.mode == Mode::Embedded { &["serve"] } else { &["serve", "--no-workers"] };
         Process::start(self.folder.path(), &format!("front-door-{index}"), args, &env)
