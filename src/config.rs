@@ -103,6 +103,8 @@ pub struct RedisConfig {
 pub struct WorkerConfig {
     /// Runs that one process executes at a time.
     pub slots: usize,
+    /// How long a worker owns a run without a heartbeat.
+    pub lease: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -3,6 +3,8 @@
 //! SQLite is opened in WAL mode with full synchronisation, because a run that was accepted with a 202 must survive a power cut.
 //! Whoever reads before it writes in one transaction begins it with [`begin`].
 
+pub mod exclusive;
+
 use std::{
     collections::BTreeSet,
     path::Path,
@@ -18,7 +20,7 @@ use sea_orm::{
     sqlx::{
         self, ConnectOptions as _, Connection,
         postgres::PgConnectOptions,
-        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+        sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous},
     },
 };
 use sea_orm_migration::{MigratorTrait, SchemaManager};
@@ -176,7 +178,8 @@ async fn connect_sqlite(config: &DatabaseConfig) -> Result<DatabaseConnection, S
     }
     let mut options = pool_options(config);
     // The file is ours alone: no connection goes stale, and each keeps its cache and its prepared statements.
-    options.test_before_acquire(false).idle_timeout(None).max_lifetime(None).map_sqlx_sqlite_opts(|options| {
+    options.test_before_acquire(false).idle_timeout(None).max_lifetime(None);
+    options.map_sqlx_sqlite_opts(|options| {
         options
             .busy_timeout(BUSY_TIMEOUT)
             .journal_mode(SqliteJournalMode::Wal)
@@ -187,14 +190,29 @@ async fn connect_sqlite(config: &DatabaseConfig) -> Result<DatabaseConnection, S
             .pragma("temp_store", "memory")
             .pragma("journal_size_limit", "67108864")
     });
+    options.map_sqlx_sqlite_pool_opts(|options| {
+        options.after_release(|connection, _| Box::pin(async move { ended_its_transaction(connection).await }))
+    });
     // Turning a new file to WAL needs a lock that SQLite does not wait for: another process may be doing the same.
     while_locked(BUSY_TIMEOUT, || SqlxSqliteConnector::connect(options.clone())).await.map_err(|error| {
-        let sentence = sqlite_sentence(&file, &error);
+        let sentence = sqlite_sentence(url, &file, &error);
         StoreError::Unavailable { sentence, source: Arc::new(error) }
     })
 }
 
-fn sqlite_sentence(file: &Path, error: &DbErr) -> String {
+/// Whether a connection may go back to the pool.
+///
+/// SQLite ends a transaction by itself when the disk is full or fails. The driver's own `ROLLBACK` is then an error, and the driver goes on
+/// to believe that the connection is in a transaction: its next "commit" would be the release of a savepoint, which commits nothing.
+async fn ended_its_transaction(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    if connection.is_in_transaction() {
+        // A rollback may still be on its way to the connection's thread; an answer comes after it.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
+}
+
+fn sqlite_sentence(url: &str, file: &Path, error: &DbErr) -> String {
     let name = file.display();
     // "prompt-manager.db" has an empty parent: the current folder, which exists.
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -202,8 +220,11 @@ fn sqlite_sentence(file: &Path, error: &DbErr) -> String {
         (_, Some(folder)) if !folder.exists() => {
             format!("the folder {} of the database does not exist", folder.display())
         }
+        (_, _) if !file.exists() && url.contains("mode=rwc") => {
+            format!("the database file {name} cannot be created: may this user write in its folder?")
+        }
         (_, _) if !file.exists() => {
-            format!("the database file {name} cannot be opened or created (its URL must end in ?mode=rwc to create it)")
+            format!("the database file {name} does not exist (it is created when its URL ends in ?mode=rwc)")
         }
         (Fault::Full(reason), _) => format!("the database file {name} cannot be written: {reason}"),
         (Fault::Unreachable { .. }, _) => format!("the database file {name} is locked by another process"),

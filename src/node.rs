@@ -27,7 +27,10 @@ use workers::{
 use crate::{
     changes::Changes,
     config::Config,
-    db::{self, SchemaState, StoreError},
+    db::{
+        self, SchemaState, StoreError,
+        exclusive::{self, Exclusive},
+    },
     http::{self, FrontDoor, Readiness},
     intake::Intake,
     keys::Keys,
@@ -65,9 +68,16 @@ pub enum NodeError {
         "{0} needs Redis: set PROMPT_MANAGER_REDIS_URL (the embedded queue lives in one process, `prompt-manager serve`)"
     )]
     NeedsRedis(&'static str),
-    #[error("cannot listen on {address}: {}", reason(source))]
+    #[error(
+        "another `prompt-manager serve` has this database; stop it, or set PROMPT_MANAGER_REDIS_URL for all of them: \
+         then they share their runs"
+    )]
+    TakenDatabase,
+    #[error("cannot listen on {address}: {}", reason(source, setting))]
     Listen {
         address: SocketAddr,
+        /// What chooses the address, for the sentence.
+        setting: &'static str,
         #[source]
         source: io::Error,
     },
@@ -75,10 +85,13 @@ pub enum NodeError {
     Executors(#[from] StartError),
 }
 
-fn reason(error: &io::Error) -> String {
+const API_SETTING: &str = "--listen or PROMPT_MANAGER_LISTEN";
+const OPERATIONS_SETTING: &str = "PROMPT_MANAGER_METRICS_LISTEN";
+
+fn reason(error: &io::Error, setting: &str) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "another process has that port; stop it, or choose another with --listen or PROMPT_MANAGER_LISTEN".into()
+            format!("another process has that port; stop it, or choose another with {setting}")
         }
         io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),
         io::ErrorKind::PermissionDenied => "ports below 1024 need a privilege; choose a higher one".into(),
@@ -92,12 +105,16 @@ pub struct Node {
     db: DatabaseConnection,
     engine: Engine,
     executors: Option<ExecutorPool>,
-    doors: Vec<Door>,
-    /// Stops the listeners.
+    api: Option<Door>,
+    /// Answers probes to the end: a process that drains is alive, and says that it drains.
+    operations: Option<Door>,
+    /// Stops the API's listener.
     stop: CancellationToken,
     /// Stops what requests and runs need until they have ended.
     last: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
+    /// Of a node with an embedded queue.
+    exclusive: Option<Exclusive>,
 }
 
 /// A listener with the task that serves it.
@@ -111,13 +128,24 @@ impl Node {
     pub async fn start(config: Config, roles: Roles, runtime: Arc<Runtime>) -> Result<Self, NodeError> {
         let config = Arc::new(config);
         // Listening comes first: a port that is taken is the most common mistake, and the cheapest to find.
-        let api = if roles.front_door { Some(listen(config.server.listen).await?) } else { None };
+        let api = if roles.front_door { Some(listen(config.server.listen, API_SETTING).await?) } else { None };
         let operations = match config.server.metrics_listen {
-            Some(address) => Some(listen(address).await?),
+            Some(address) => Some(listen(address, OPERATIONS_SETTING).await?),
             None => None,
         };
-        let db = open_database(&config).await?;
+        // Before the database: without a queue there is no reason to create one.
         let queue = open_queue(&config, roles).await?;
+        let db = open_database(&config).await?;
+        let exclusive = match &config.redis {
+            Some(_) => None,
+            None => Some(exclusive::take(&config.database).await?.ok_or(NodeError::TakenDatabase)?),
+        };
+        if exclusive.is_none() && db.get_database_backend() == DbBackend::Sqlite {
+            tracing::warn!(
+                "the queue is shared and the database is a SQLite file: every process must open this very file; \
+                 PostgreSQL serves processes on several machines"
+            );
+        }
         let ledger = Ledger::new(db.clone());
         let engine = Engine::start(ledger.clone(), queue.clone(), config.engine).await.map_err(NodeError::QueueGone)?;
         let executors = if roles.executors {
@@ -137,27 +165,24 @@ impl Node {
         let intake = Intake::new(db.clone(), changes.clone());
         let prompts = Prompts::new(db.clone(), changes);
         let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
-        let mut doors = Vec::new();
-        if let Some(listener) = api {
-            let front_door = FrontDoor {
-                keys,
-                prompts,
-                engine: engine.clone(),
-                intake,
-                config: config.clone(),
-                readiness: readiness.clone(),
-            };
-            doors.push(open_door(listener, http::router(front_door), &config, &stop)?);
-        }
-        if let Some(listener) = operations {
-            doors.push(open_door(listener, http::operations_router(readiness), &config, &stop)?);
-        }
-        Ok(Self { config, db, engine, executors, doors, stop, last, tasks })
+        let open = |listener, router, stop: &CancellationToken| Door::open(listener, router, &config, stop);
+        let front_door = FrontDoor {
+            keys,
+            prompts,
+            engine: engine.clone(),
+            intake,
+            config: config.clone(),
+            readiness: readiness.clone(),
+        };
+        let api = api.map(|listener| open(listener, http::router(front_door), &stop)).transpose()?;
+        let operations =
+            operations.map(|listener| open(listener, http::operations_router(readiness), &last)).transpose()?;
+        Ok(Self { config, db, engine, executors, api, operations, stop, last, tasks, exclusive })
     }
 
     /// Where the API listens (the port that the system chose, when the configuration asked for port 0).
     pub fn address(&self) -> Option<SocketAddr> {
-        self.doors.first().map(|door| door.address)
+        self.api.as_ref().or(self.operations.as_ref()).map(|door| door.address)
     }
 
     pub fn health(&self) -> Option<Arc<Health>> {
@@ -169,18 +194,13 @@ impl Node {
         let until = Instant::now() + self.config.server.drain_timeout;
         self.engine.drain();
         self.stop.cancel();
-        let closing = async {
-            for door in self.doors {
-                if let Err(error) = door.task.await {
-                    tracing::error!(%error, "a listener failed");
-                }
+        if let Some(door) = self.api {
+            let (closed, cut) = (door.closed(), self.config.server.drain_timeout);
+            pin!(closed);
+            if timeout(cut.saturating_sub(FAREWELL.min(cut / 10)), &mut closed).await.is_err() {
+                self.engine.dismiss();
+                closed.await;
             }
-        };
-        pin!(closing);
-        let cut = self.config.server.drain_timeout;
-        if timeout(cut.saturating_sub(FAREWELL.min(cut / 10)), &mut closing).await.is_err() {
-            self.engine.dismiss();
-            closing.await;
         }
         if let Some(executors) = self.executors {
             let grace = until.saturating_duration_since(Instant::now()).max(LEAST_GRACE);
@@ -189,6 +209,9 @@ impl Node {
         }
         self.engine.settle(LAST_WRITES).await;
         self.last.cancel();
+        if let Some(door) = self.operations {
+            door.closed().await;
+        }
         let close = async {
             for task in self.tasks {
                 if let Err(error) = task.await {
@@ -203,6 +226,8 @@ impl Node {
         if tokio::time::timeout(LAST_WRITES, close).await.is_err() {
             tracing::warn!("the database did not close in time");
         }
+        // Not before: the next process may write from here on.
+        drop(self.exclusive);
     }
 }
 
@@ -214,8 +239,9 @@ pub async fn open_database(config: &Config) -> Result<DatabaseConnection, NodeEr
     let db = db::connect(&config.database).await?;
     match db::schema_state(&db).await? {
         SchemaState::Current => Ok(db),
-        SchemaState::Behind { .. } if db.get_database_backend() == DbBackend::Sqlite => {
+        SchemaState::Behind { pending } if db.get_database_backend() == DbBackend::Sqlite => {
             db::migrate(&db).await?;
+            tracing::info!(steps = pending.len(), "the database's schema was brought up to this version");
             Ok(db)
         }
         SchemaState::Behind { pending } => Err(NodeError::Behind { pending: pending.len() }),
@@ -231,7 +257,8 @@ pub async fn open_redis(config: &Config, verb: &'static str) -> Result<RedisQueu
         pool: redis.pool.clone(),
         max_connections: redis.max_connections,
     })
-    .await?;
+    .await?
+    .with_lease(config.workers.lease);
     for warning in queue.warnings() {
         tracing::warn!("{warning}");
     }
@@ -242,25 +269,33 @@ async fn open_queue(config: &Config, roles: Roles) -> Result<Arc<dyn Queue>, Nod
     match (&config.redis, roles) {
         (Some(_), _) => Ok(Arc::new(open_redis(config, "this command").await?)),
         (None, Roles { front_door: true, executors: true }) => {
-            Ok(Arc::new(EmbeddedQueue::new(EmbeddedSettings::default())))
+            Ok(Arc::new(EmbeddedQueue::new(EmbeddedSettings { lease: config.workers.lease })))
         }
         (None, Roles { front_door: false, .. }) => Err(NodeError::NeedsRedis("`prompt-manager worker`")),
         (None, _) => Err(NodeError::NeedsRedis("`prompt-manager serve --no-workers`")),
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, NodeError> {
-    TcpListener::bind(address).await.map_err(|source| NodeError::Listen { address, source })
+async fn listen(address: SocketAddr, setting: &'static str) -> Result<TcpListener, NodeError> {
+    TcpListener::bind(address).await.map_err(|source| NodeError::Listen { address, setting, source })
 }
 
-fn open_door(
-    listener: TcpListener,
-    router: axum::Router,
-    config: &Config,
-    stop: &CancellationToken,
-) -> Result<Door, NodeError> {
-    let address =
-        listener.local_addr().map_err(|source| NodeError::Listen { address: config.server.listen, source })?;
-    let task = tokio::spawn(http::serve(listener, router, config.server.clone(), stop.clone()));
-    Ok(Door { address, task })
+impl Door {
+    fn open(
+        listener: TcpListener,
+        router: axum::Router,
+        config: &Config,
+        stop: &CancellationToken,
+    ) -> Result<Self, NodeError> {
+        let (address, setting) = (config.server.listen, API_SETTING);
+        let address = listener.local_addr().map_err(|source| NodeError::Listen { address, setting, source })?;
+        let task = tokio::spawn(http::serve(listener, router, config.server.clone(), stop.clone()));
+        Ok(Self { address, task })
+    }
+
+    async fn closed(self) {
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "a listener failed");
+        }
+    }
 }

@@ -75,7 +75,10 @@ pub enum RenderError {
     /// Every missing name, in the order of the text.
     #[error("missing variables: {}", .0.join(", "))]
     Missing(Vec<String>),
-    /// The template failed on these values (a type it cannot use, a step or size limit).
+    /// Filled in, the texts have more bytes than are allowed.
+    #[error("the rendered prompt is larger than {max_bytes} bytes")]
+    TooLarge { max_bytes: usize },
+    /// The template failed on these values (a type it cannot use, too many steps).
     #[error("{0}")]
     Failed(String),
 }

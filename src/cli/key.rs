@@ -44,6 +44,7 @@ pub enum KeyCommand {
     /// Revoke a key for ever
     Revoke {
         /// The key's id, as `key list` shows it
+        #[arg(value_parser = parse_id)]
         id: KeyId,
     },
 }
@@ -89,6 +90,10 @@ pub async fn run(
             output.emit(&RevokedView { id, revoked_at: show_moment(revoked_at) }, || sentence)
         }
     }
+}
+
+fn parse_id(text: &str) -> Result<KeyId, &'static str> {
+    text.parse().map_err(|_| "expected a key's id, as `prompt-manager key list` shows it")
 }
 
 /// A key that was just made, as programs see it.

@@ -12,7 +12,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct MigrateArgs {
-    /// Only say whether the schema is current; exit code 1 when it is not.
+    /// Only say whether the schema is current; exit code 1 when it is not
     #[arg(long)]
     status: bool,
 }

@@ -73,7 +73,7 @@ impl From<NodeError> for CliError {
                 tracing::debug!(error = %source, "Redis failed");
                 CliError::Unavailable(sentence)
             }
-            NodeError::QueueGone(_) => CliError::Unavailable(sentence),
+            NodeError::QueueGone(_) | NodeError::TakenDatabase => CliError::Unavailable(sentence),
             NodeError::NeedsRedis(_) => CliError::Config(sentence),
             NodeError::Executors(_) => CliError::Software(sentence),
         }

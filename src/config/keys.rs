@@ -68,6 +68,7 @@ pub const KEYS: &[Key] = &[
     key("redis.max_connections", Kind::Number, "16"),
     short("PROMPT_MANAGER_SECRET_KEY", unset("security.secret_key", Kind::Secret)),
     key("workers.slots", Kind::Number, "64"),
+    key("workers.lease_ms", Kind::Number, "15000"),
     key("queue.max_depth", Kind::Number, "200000"),
     key("queue.max_bytes", Kind::Number, "536870912"),
     unset("limits.account_requests_per_minute", Kind::Number),

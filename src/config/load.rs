@@ -5,6 +5,7 @@ use std::{
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tracing_subscriber::EnvFilter;
@@ -130,6 +131,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let redis = redis(reader);
     let secret_key = reader.optional("security.secret_key", value::secret);
     let slots = reader.required("workers.slots", value::whole(1..=100_000));
+    let lease = reader.required("workers.lease_ms", value::whole(1_000..=600_000)).map(Duration::from_millis);
     let max_depth = reader.required("queue.max_depth", value::whole(1..=1_000_000_000));
     let max_bytes = reader.required("queue.max_bytes", value::whole(1..=1 << 50));
     let limits = limits(reader);
@@ -142,7 +144,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
         database: database?,
         redis: redis?,
         secret_key: secret_key?,
-        workers: WorkerConfig { slots: slots? },
+        workers: WorkerConfig { slots: slots?, lease: lease? },
         engine: EngineSettings { max_depth: max_depth?, max_bytes: max_bytes? },
         limits: limits?,
         retry: retry?,

@@ -139,8 +139,11 @@ impl ApiError {
 
 impl From<RunError> for ApiError {
     fn from(error: RunError) -> Self {
+        let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        // What a caller did wrong is told to the caller; in the log it would be noise that holds the caller's own words.
+        let is_ours = status.is_server_error() && error.source().is_some();
         Self(Box::new(Parts {
-            status: StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            status,
             code: error.code().into(),
             sentence: error.to_string().into(),
             retryable: error.retryable(),
@@ -148,7 +151,7 @@ impl From<RunError> for ApiError {
             run: error.run(),
             details: error.details(),
             rates: error.rates().to_vec(),
-            source: error.source().is_some().then(|| Arc::new(error) as _),
+            source: is_ours.then(|| Arc::new(error) as _),
         }))
     }
 }

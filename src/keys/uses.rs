@@ -36,29 +36,40 @@ impl Uses {
     pub(super) async fn record(self: Arc<Self>, db: DatabaseConnection, stop: CancellationToken) {
         let mut ticks = interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failing = false;
         loop {
             let stopped = tokio::select! {
                 () = stop.cancelled() => true,
                 _ = ticks.tick() => false,
             };
-            self.flush(&db).await;
+            match (self.flush(&db).await, failing) {
+                (Err((error, keys)), false) => {
+                    tracing::warn!(%error, keys, "the last uses of keys cannot be written; they are kept until they can");
+                    failing = true;
+                }
+                // One line tells of an outage, however long it is.
+                (Err(_), true) => {}
+                (Ok(()), _) => failing = false,
+            }
             if stopped {
                 return;
             }
         }
     }
 
-    async fn flush(&self, db: &DatabaseConnection) {
+    /// Fails with the number of keys whose last use is kept for the next time.
+    async fn flush(&self, db: &DatabaseConnection) -> Result<(), (DbErr, usize)> {
         let batch = mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner));
         if batch.is_empty() {
-            return;
+            return Ok(());
         }
-        if let Err(error) = write(db, &batch).await {
-            tracing::warn!(%error, "the last uses of {} keys are not written yet", batch.len());
+        write(db, &batch).await.map_err(|error| {
+            let keys = batch.len();
             for (key, at) in batch {
                 self.note(key, at);
             }
-        }
+            (error, keys)
+        })
     }
 }
 

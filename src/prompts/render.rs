@@ -126,7 +126,7 @@ impl Templates {
             .get_template(part.as_str())
             .and_then(|template| template.render_captured_to(context, &mut output).map(|_| ()));
         if output.full {
-            return Err(RenderError::Failed(format!("the rendered prompt is larger than {max_bytes} bytes")));
+            return Err(RenderError::TooLarge { max_bytes });
         }
         if let Err(error) = rendered {
             return Err(RenderError::Failed(sentence(part, &error)));

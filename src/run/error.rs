@@ -32,6 +32,8 @@ pub enum RunError {
     MissingVariables(Vec<String>),
     #[error("The prompt's template failed: {0}")]
     TemplateFailed(String),
+    #[error("The prompt is larger than {max_bytes} bytes with these variables")]
+    InputTooLarge { max_bytes: usize },
     #[error("The public API needs the PRO plan; this account has the FREE plan")]
     PlanRequired,
     #[error("The subscription of this account ended on {}", day(*.ended))]
@@ -80,7 +82,8 @@ impl RunError {
             | Self::NotSupported(_)
             | Self::TimeoutTooLong { .. }
             | Self::MissingVariables(_)
-            | Self::TemplateFailed(_) => 400,
+            | Self::TemplateFailed(_)
+            | Self::InputTooLarge { .. } => 400,
             Self::PlanRequired | Self::SubscriptionExpired { .. } | Self::ModelNotAllowed(_) => 403,
             Self::BudgetSpent { .. } => 402,
             Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => 404,
@@ -104,6 +107,7 @@ impl RunError {
             Self::TimeoutTooLong { .. } => "invalid_request",
             Self::MissingVariables(_) => "missing_variables",
             Self::TemplateFailed(_) => "template_failed",
+            Self::InputTooLarge { .. } => "input_too_large",
             Self::PlanRequired => "plan_required",
             Self::SubscriptionExpired { .. } => "subscription_expired",
             Self::ModelNotAllowed(_) => "model_not_allowed",
@@ -149,6 +153,7 @@ impl RunError {
                 Some(json!({ "maxTimeoutMs": u64::try_from(max.as_millis()).unwrap_or(u64::MAX) }))
             }
             Self::MissingVariables(names) => Some(json!({ "missing": names })),
+            Self::InputTooLarge { max_bytes } => Some(json!({ "maxBytes": max_bytes })),
             Self::Limited { rule, .. } => Some(json!({ "limit": rule })),
             Self::BudgetSpent { month, budget, spent } => Some(json!({
                 "month": month.number(),
@@ -193,6 +198,7 @@ impl From<RenderError> for RunError {
     fn from(error: RenderError) -> Self {
         match error {
             RenderError::Missing(names) => Self::MissingVariables(names),
+            RenderError::TooLarge { max_bytes } => Self::InputTooLarge { max_bytes },
             RenderError::Failed(sentence) => Self::TemplateFailed(sentence),
         }
     }
@@ -281,6 +287,13 @@ mod tests {
             "missing_variables",
             None,
             "Missing variables: nom, âge",
+        );
+        check(
+            RenderError::TooLarge { max_bytes: 9 }.into(),
+            400,
+            "input_too_large",
+            None,
+            "The prompt is larger than 9 bytes with these variables",
         );
         check(
             RunError::SubscriptionExpired { ended: UnixMillis(1_767_225_600_000) },

@@ -72,6 +72,7 @@ fn without_anything_the_documented_defaults_hold() {
     assert!(config.redis.is_none());
     assert!(config.secret_key.is_none());
     assert_eq!(config.workers.slots, 64);
+    assert_eq!(config.workers.lease, Duration::from_secs(15));
     assert_eq!(config.limits.default_timeout, Duration::from_secs(30));
     assert_eq!(config.retry, workers::retry::RetryPolicy::default());
     assert!(config.keep_content);
@@ -234,6 +235,10 @@ fn a_value_that_makes_no_sense_is_refused_in_one_sentence() {
     refused(
         "[workers]\nslots = 0",
         "workers.slots (prompt-manager.toml, line 2) must be a whole number from 1 to 100000, but is 0",
+    );
+    refused(
+        "[workers]\nlease_ms = 999",
+        "workers.lease_ms (prompt-manager.toml, line 2) must be a whole number from 1000 to 600000, but is 999",
     );
     refused(
         "[limits]\nkey_requests_per_minute = 0",

@@ -1,5 +1,9 @@
 //! Accepted work under fault: processes killed, Redis emptied and stopped, databases behind.
 
+mod crashes;
+mod network;
+mod stores;
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

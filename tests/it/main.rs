@@ -21,6 +21,7 @@ mod hunting;
 mod ledger;
 mod limits;
 mod openai;
+mod operating;
 mod operators;
 mod prompts;
 mod retries;

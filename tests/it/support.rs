@@ -1,9 +1,12 @@
 //! What the suites share: throw-away services, the binary under test, a scripted provider.
 
 pub mod app;
+pub mod invariants;
+pub mod load;
 pub mod postgres;
 pub mod process;
 pub mod provider;
+pub mod proxy;
 pub mod redis;
 
 use std::time::Duration;

@@ -19,6 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use crate::engine::waiters::Waiter;
 use crate::{
     engine::waiters::Waiters,
+    fail,
     job::{AccountId, Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WIRE_VERSION},
     ledger::{Ledger, LedgerError, RunRecord, Settled},
     queue::{Admission, Admitted, Cancelled, Queue, RateLeft, RateRule, Submission, Unreachable},
@@ -132,18 +133,19 @@ impl Engine {
         let submission = Submission { job: job.clone(), reply_to: Some(inner.front_door) };
         let rates = match promise {
             Promise::Wait => {
-                let entered = inner.queue.enqueue(submission, Some(&admission)).await;
+                let entered = fail::around("enqueue", inner.queue.enqueue(submission, Some(&admission))).await;
                 let rates = admitted(entered.inspect_err(|_| self.abandon(run))?)?;
                 self.insert_beside(job);
                 rates
             }
             Promise::Committed => {
                 let rates = admitted(inner.queue.admit(&job, &admission).await?)?;
-                inner.ledger.insert(job).await.inspect_err(|_| self.abandon(run))?;
+                fail::around("insert", inner.ledger.insert(job)).await.inspect_err(|_| self.abandon(run))?;
                 // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.
-                if let Err(error) = inner.queue.enqueue(submission, None).await {
+                if let Err(error) = fail::around("enqueue", inner.queue.enqueue(submission, None)).await {
                     tracing::warn!(%run, %error, "an accepted run waits for the queue to come back");
                 }
+                fail::point("accepted").await;
                 rates
             }
         };
@@ -277,7 +279,7 @@ impl Engine {
         let ledger = self.0.ledger.clone();
         self.0.tasks.spawn(async move {
             let run = job.id;
-            if let Err(error) = ledger.insert(job).await {
+            if let Err(error) = fail::around("insert_beside", ledger.insert(job)).await {
                 tracing::warn!(%run, %error, "a run has no row until it ends");
             }
         });
@@ -309,7 +311,7 @@ impl Engine {
     /// `None` when the queue does not know the run.
     async fn end_in_queue(&self, run: RunId, outcome: Outcome) -> Result<Option<Ended>, SubmitError> {
         let inner = &self.0;
-        Ok(match inner.queue.cancel(run, outcome).await? {
+        Ok(match fail::around("cancel", inner.queue.cancel(run, outcome)).await? {
             Cancelled::Ended { job, ending } => {
                 let fence = ending.fence;
                 // Should this process die before the end, the lease runs out and the stashed ending is recorded by another.

@@ -9,6 +9,7 @@
 
 pub mod engine;
 pub mod executor;
+mod fail;
 pub mod job;
 pub mod ledger;
 pub mod providers;

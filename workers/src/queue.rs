@@ -39,12 +39,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{Attempt, Ending, Fence, FrontDoorId, Job, Lane, Outcome, RunId, UnixMillis, WorkerId};
 
-/// How long a worker owns a run without a heartbeat.
+/// How long a worker owns a run without a heartbeat, unless it is told otherwise.
 pub const LEASE: Duration = Duration::from_secs(15);
-/// How often a worker renews its leases.
-pub const HEARTBEAT: Duration = Duration::from_secs(5);
-/// When a worker that could not renew gives its runs up by its own clock, before anybody else may take them.
-pub const SELF_ABORT: Duration = Duration::from_secs(12);
 /// A run that lost more leases than this in a call is poison: it ends as failed and is listed as dead.
 pub const MAX_LOSSES: u32 = 3;
 
@@ -271,8 +267,21 @@ pub struct QueueStats {
     pub paused: bool,
 }
 
+/// How often a worker renews leases of this length.
+pub fn heartbeat_of(lease: Duration) -> Duration {
+    lease / 3
+}
+
+/// When a worker that could not renew a lease of this length gives the run up by its own clock, before anybody else may take it.
+pub fn self_abort_of(lease: Duration) -> Duration {
+    lease * 4 / 5
+}
+
 #[async_trait]
 pub trait Queue: Send + Sync + 'static {
+    /// How long the leases are that are taken and renewed here.
+    fn lease(&self) -> Duration;
+
     /// Admits, without enqueueing: for a run whose row must be committed first.
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable>;
 

@@ -221,6 +221,7 @@ proptest! {
                 Err(RenderError::Missing(names)) => {
                     prop_assert!(!names.is_empty() && names.iter().all(|name| !given.contains_key(name)));
                 }
+                Err(RenderError::TooLarge { max_bytes }) => prop_assert_eq!(max_bytes, max),
                 Err(RenderError::Failed(sentence)) => prop_assert!(!sentence.is_empty() && !sentence.contains('\n')),
             }
         }

@@ -76,6 +76,31 @@ async fn writers_that_read_first_take_turns_on_sqlite() {
 }
 
 #[tokio::test]
+async fn a_commit_counts_after_sqlite_ended_a_transaction_by_itself() {
+    let site = Site::sqlite();
+    let (db, other) = (site.connect().await, site.connect().await);
+    db.execute_unprepared("CREATE TABLE names (name TEXT NOT NULL)").await.unwrap();
+    // As after a full disk: the transaction is over, and the driver does not know.
+    for _ in 0..20 {
+        let transaction = db::begin(&db).await.unwrap();
+        transaction.execute_unprepared("ROLLBACK").await.unwrap();
+        drop(transaction);
+    }
+    for name in 0..20 {
+        let transaction = db::begin(&db).await.unwrap();
+        // What fails inside a savepoint leaves the transaction around it open.
+        transaction.execute_unprepared("INSERT INTO names VALUES (NULL)").await.unwrap_err();
+        drop(transaction);
+        let transaction = db::begin(&db).await.unwrap();
+        transaction.execute_unprepared(&format!("INSERT INTO names VALUES ('{name}')")).await.unwrap();
+        transaction.commit().await.unwrap();
+    }
+    let count = Statement::from_string(DbBackend::Sqlite, "SELECT COUNT(*) AS n FROM names");
+    let n: i64 = other.query_one_raw(count).await.unwrap().unwrap().try_get("", "n").unwrap();
+    assert_eq!(n, 20, "what was committed is there for everybody");
+}
+
+#[tokio::test]
 async fn a_database_that_cannot_be_opened_is_one_sentence_without_the_password() {
     let check = async |url: &str, expect: &str| {
         let error = db::connect(&config(url)).await.unwrap_err();
@@ -91,7 +116,7 @@ async fn a_database_that_cannot_be_opened_is_one_sentence_without_the_password()
     .await;
     check(
         &format!("sqlite://{path}/absent.db"),
-        &format!("the database file {path}/absent.db cannot be opened or created"),
+        &format!("the database file {path}/absent.db does not exist (it is created when its URL ends in ?mode=rwc)"),
     )
     .await;
     std::fs::write(folder.path().join("text.db"), "not a database, but long enough to be looked at".repeat(100))

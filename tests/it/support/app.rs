@@ -5,9 +5,11 @@ use std::{collections::BTreeSet, sync::LazyLock, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
+    load::new_name,
     postgres,
     process::{self, Process, Said},
     provider::ScriptedProvider,
+    proxy::FaultProxy,
     redis::RedisServer,
 };
 
@@ -28,13 +30,25 @@ pub struct Shape {
     pub config: String,
     /// TOML keys of the scripted provider.
     pub provider: String,
-    /// The URL of a database of its own, for tests that take theirs away.
+    /// The URL of a database of its own, for tests that take it away; otherwise one is made.
     pub database: Option<String>,
+    /// Proxies in front of the stores of a distributed deployment.
+    pub redis_proxy: bool,
+    pub database_proxy: bool,
 }
 
 impl Shape {
     pub fn of(mode: Mode) -> Self {
-        Self { mode, front_doors: 1, workers: 1, config: String::new(), provider: String::new(), database: None }
+        Self {
+            mode,
+            front_doors: 1,
+            workers: 1,
+            config: String::new(),
+            provider: String::new(),
+            database: None,
+            redis_proxy: false,
+            database_proxy: false,
+        }
     }
 }
 
@@ -43,6 +57,12 @@ pub struct App {
     pub front_doors: Vec<Process>,
     pub workers: Vec<Process>,
     pub redis: Option<RedisServer>,
+    pub redis_proxy: Option<FaultProxy>,
+    pub database_proxy: Option<FaultProxy>,
+    /// The database itself, not through the proxy.
+    pub database: String,
+    /// What the configuration says of the scripted provider.
+    pub provider_limits: toml::Table,
     provider: ScriptedProvider,
     urls: Vec<String>,
     key: String,
@@ -68,23 +88,27 @@ impl App {
         ];
         // `TEST_LOG=workers=debug` makes the processes of failing tests say more.
         env.extend(std::env::var("TEST_LOG").map(|level| ("PROMPT_MANAGER_LOG__LEVEL".to_owned(), level)));
-        let redis = match shape.mode {
-            Mode::Embedded => {
-                let file = folder.path().join("test.db");
-                env.push(("PROMPT_MANAGER_DATABASE_URL".into(), format!("sqlite://{}?mode=rwc", file.display())));
-                None
-            }
-            Mode::Distributed => {
-                let redis = RedisServer::start().await;
-                let database = match &shape.database {
-                    Some(url) => url.clone(),
-                    None => postgres::database().await,
-                };
-                env.push(("PROMPT_MANAGER_DATABASE_URL".into(), database));
-                env.push(("PROMPT_MANAGER_REDIS_URL".into(), redis.url()));
-                Some(redis)
-            }
+        let database = match (&shape.database, shape.mode) {
+            (Some(url), _) => url.clone(),
+            (None, Mode::Embedded) => format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display()),
+            (None, Mode::Distributed) => postgres::database().await,
         };
+        let redis = match shape.mode {
+            Mode::Embedded => None,
+            Mode::Distributed => Some(RedisServer::start().await),
+        };
+        let proxied = |url: &str, wanted: bool| {
+            let (proxy, through) = wanted.then(|| FaultProxy::in_front_of(url)).unzip();
+            (proxy, through.unwrap_or_else(|| url.to_owned()))
+        };
+        let (database_proxy, database_url) = proxied(&database, shape.database_proxy);
+        env.push(("PROMPT_MANAGER_DATABASE_URL".into(), database_url));
+        let mut redis_proxy = None;
+        if let Some(redis) = &redis {
+            let (proxy, url) = proxied(&redis.url(), shape.redis_proxy);
+            env.push(("PROMPT_MANAGER_REDIS_URL".into(), url));
+            redis_proxy = proxy;
+        }
         std::fs::write(folder.path().join("test.toml"), configuration(&shape, &provider.url())).unwrap();
         let mut app = Self {
             folder,
@@ -92,6 +116,10 @@ impl App {
             front_doors: Vec::new(),
             workers: Vec::new(),
             redis,
+            redis_proxy,
+            database_proxy,
+            database,
+            provider_limits: shape.provider.parse().unwrap(),
             provider,
             urls: Vec::new(),
             key: String::new(),
@@ -116,15 +144,21 @@ impl App {
     pub async fn add_front_door(&mut self) {
         let port = free_port();
         self.urls.push(format!("http://127.0.0.1:{port}"));
-        self.front_doors.push(self.front_door(self.front_doors.len(), port));
+        self.front_doors.push(self.front_door(self.front_doors.len(), port, &[]));
         self.until_ready(self.urls.len() - 1).await;
     }
 
     /// Starts a front door again, on its old port.
     pub async fn restart_front_door(&mut self, index: usize) {
-        let port = self.urls[index].rsplit(':').next().unwrap().parse().unwrap();
-        self.front_doors[index] = self.front_door(index, port);
+        self.restart_front_door_with(index, &[]);
         self.until_ready(index).await;
+    }
+
+    /// Starts a front door again with more in its environment, and does not wait for it: it may be made to die at once.
+    pub fn restart_front_door_with(&mut self, index: usize, env: &[(&str, &str)]) {
+        let port = self.urls[index].rsplit(':').next().unwrap().parse().unwrap();
+        self.front_doors[index].kill();
+        self.front_doors[index] = self.front_door(index, port, env);
     }
 
     pub fn add_worker(&mut self) {
@@ -133,11 +167,22 @@ impl App {
     }
 
     pub fn restart_worker(&mut self, index: usize) {
-        self.workers[index] = Process::start(self.folder.path(), &format!("worker-{index}"), &["worker"], &self.env);
+        self.restart_worker_with(index, &[]);
     }
 
-    fn front_door(&self, index: usize, port: u16) -> Process {
-        let mut env = self.env.clone();
+    /// Starts a worker again with more in its environment.
+    pub fn restart_worker_with(&mut self, index: usize, env: &[(&str, &str)]) {
+        let env = self.env_with(env);
+        self.workers[index] = Process::start(self.folder.path(), &format!("worker-{index}"), &["worker"], &env);
+    }
+
+    fn env_with(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
+        let more = more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        self.env.iter().cloned().chain(more).collect()
+    }
+
+    fn front_door(&self, index: usize, port: u16, env: &[(&str, &str)]) -> Process {
+        let mut env = self.env_with(env);
         env.push(("PROMPT_MANAGER_LISTEN".into(), format!("127.0.0.1:{port}")));
         let args: &[&str] = if self.mode == Mode::Embedded { &["serve"] } else { &["serve", "--no-workers"] };
         Process::start(self.folder.path(), &format!("front-door-{index}"), args, &env)
@@ -276,6 +321,17 @@ impl App {
         let ids: Vec<String> = futures::future::join_all(posts).await;
         assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), runs, "every run has its own id");
         ids
+    }
+
+    /// As [`App::accept`], each with a name that tells its calls apart.
+    pub async fn accept_named(&self, runs: usize) -> Vec<String> {
+        let posts = (0..runs).map(async |run| {
+            let body = json!({ "promptName": "Greeting", "variables": { "name": new_name() } });
+            let answer = self.post_with(run % self.urls.len(), &body, &[("prefer", "respond-async")]).await;
+            assert_eq!(answer.status, 202, "{answer:?}");
+            answer.body["runId"].as_str().unwrap().to_owned()
+        });
+        futures::future::join_all(posts).await
     }
 
     pub async fn run(&self, front_door: usize, id: &str) -> Answer {

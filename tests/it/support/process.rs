@@ -88,6 +88,13 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// Whether it is there and does nothing, because of SIGSTOP.
+    pub fn is_stopped(&self) -> bool {
+        // The state follows the name in parentheses: proc_pid_stat(5).
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    }
+
     /// Everything that it wrote.
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()

@@ -55,8 +55,11 @@ pub struct Recorded {
     /// `Null` when it was no JSON.
     pub body: Value,
     pub at: Instant,
+    /// Tokens of input and output that its answer names, when it is a complete one.
+    pub usage: Option<(u64, u64)>,
     /// How its answer ended; `None` while it has not.
     pub end: Option<End>,
+    pub ended_at: Option<Instant>,
 }
 
 /// How an answer ended.

@@ -33,7 +33,7 @@ impl RedisServer {
             let directory = tempfile::tempdir().expect("a temporary directory");
             let port = free_port();
             // Another process may have taken the port in the meantime; then this one exits, and the next port is tried.
-            if let Some(process) = start_on(port, directory.path(), give_up).await {
+            if let Some(process) = start_on(port, directory.path(), &[], give_up).await {
                 return Self { port, process, directory };
             }
             assert!(Instant::now() < give_up, "redis-server does not start");
@@ -72,8 +72,30 @@ impl RedisServer {
 
     /// Starts it again, empty, on its old port.
     pub async fn restart(&mut self) {
+        self.restart_with(&[]).await;
+    }
+
+    /// Writes every command to disk from now on, before it is answered.
+    pub async fn keep_everything(&self) {
+        self.cli(&["CONFIG", "SET", "appendfsync", "always"]);
+        self.cli(&["CONFIG", "SET", "appendonly", "yes"]);
+        super::eventually("the append-only file is complete", async || {
+            let info = self.cli(&["INFO", "persistence"]);
+            info.contains("aof_enabled:1")
+                && info.contains("aof_rewrite_in_progress:0\r")
+                && info.contains("aof_rewrite_scheduled:0\r")
+        })
+        .await;
+    }
+
+    /// Kills it and starts it again with what it wrote since [`keep_everything`](Self::keep_everything).
+    pub async fn restart_from_disk(&mut self) {
+        self.restart_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    }
+
+    async fn restart_with(&mut self, options: &[&str]) {
         self.stop();
-        let started = start_on(self.port, self.directory.path(), Instant::now() + START).await;
+        let started = start_on(self.port, self.directory.path(), options, Instant::now() + START).await;
         self.process = started.expect("the port is still free");
     }
 }
@@ -85,12 +107,13 @@ impl Drop for RedisServer {
 }
 
 /// `None` when the server ended by itself.
-async fn start_on(port: u16, directory: &Path, give_up: Instant) -> Option<Child> {
+async fn start_on(port: u16, directory: &Path, options: &[&str], give_up: Instant) -> Option<Child> {
     let mut command = process::bound("redis-server");
     command
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"])
         .args(["--maxmemory-policy", "noeviction", "--dir"])
         .arg(directory)
+        .args(options)
         .stdout(Stdio::null());
     let mut process = process::spawn(command);
     while process.try_wait().expect("a child process").is_none() {

@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    fail,
     job::{Ending, RunId},
     ledger::Ledger,
     queue::Reply,
@@ -90,7 +91,11 @@ impl Waiters {
 pub(super) async fn listen(waiters: Arc<Waiters>, mut replies: mpsc::Receiver<Reply>) {
     while let Some(reply) = replies.recv().await {
         match reply {
-            Reply::Ended(ending) => waiters.end(*ending),
+            Reply::Ended(ending) => {
+                fail::point("reply.before").await;
+                waiters.end(*ending);
+                fail::point("reply.after").await;
+            }
             Reply::Resumed => waiters.missed.notify_one(),
         }
     }

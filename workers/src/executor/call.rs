@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     executor::Shared,
+    fail,
     job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
     ledger::LedgerError,
     providers::{Call, CallError, Completion, ErrorClass, Unwatched},
@@ -76,11 +77,14 @@ pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
 
 /// Does what is left to do for a run that is not to be called.
 pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
-    if let Work::Lost(_) | Work::Poison(_) = &claim.work {
+    // A worker that could not stash its ending wrote it to the ledger all the same. Then only the queue does not know.
+    let was_lost = matches!(claim.work, Work::Lost(_) | Work::Poison(_));
+    if was_lost || (claim.attempt > 1 && !matches!(claim.work, Work::Record(_))) {
         match ending_in_ledger(shared, claim).await {
             Ok(Some(ending)) => return Done::Record(Box::new(Ending { fence: claim.fence, ..ending })),
             Ok(None) => {}
             Err(error) => {
+                // The lease runs out, and whoever takes it over asks again.
                 tracing::warn!(run = %claim.job.id, %error, "a lost run is left to the next reaper");
                 return Done::Gone;
             }
@@ -150,7 +154,10 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     let mut sink = Unwatched;
     let answer = async {
         upstream.shaper.ready().await;
-        upstream.provider.call(request, &mut sink).await
+        fail::point("call.before").await;
+        let answer = upstream.provider.call(request, &mut sink).await;
+        fail::point("call.after").await;
+        answer
     };
     let answer = tokio::select! {
         biased;
@@ -263,7 +270,7 @@ async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<A
         queue_ms: claim.queue_ms,
         attempt,
     });
-    match shared.queue.stash(&ending).await {
+    match fail::around("stash", shared.queue.stash(&ending)).await {
         // A queue that forgot the run, or is away, cannot say who owns it; the ledger's fence decides.
         Ok(Held::Done | Held::Unknown) => Done::Record(ending),
         Err(error) => {
@@ -281,7 +288,7 @@ async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<A
 }
 
 async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> Done {
-    match shared.queue.release(claim.job.id, claim.fence, how).await {
+    match fail::around("release", shared.queue.release(claim.job.id, claim.fence, how)).await {
         Ok(Held::Done | Held::Elsewhere | Held::Unknown) => {}
         // The lease runs out and the reaper does it.
         Err(error) => tracing::warn!(run = %claim.job.id, %error, "a run could not be given back"),
@@ -304,7 +311,7 @@ async fn ending_in_ledger(shared: &Shared, claim: &Claim) -> Result<Option<Endin
 async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
     let batch = [(claim.job.id, attempt)];
     loop {
-        match shared.ledger.record_attempts(&batch).await {
+        match fail::around("attempt", shared.ledger.record_attempts(&batch)).await {
             Ok(()) => return,
             Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_)))
                 if UnixMillis::now() < claim.job.deadline =>

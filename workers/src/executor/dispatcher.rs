@@ -15,6 +15,7 @@ use crate::{
         call::Stop,
         pool::{Finished, Lease, Leased, Pool},
     },
+    fail,
     job::{Fence, RunId},
     queue::{Claimed, Unreachable},
 };
@@ -57,7 +58,14 @@ impl Dispatcher {
         }
         self.state = State::Claiming;
         let (shared, free) = (self.shared.clone(), self.free.len());
-        let claim = async move { shared.queue.claim(shared.worker, free, &shared.scopes).await };
+        let claim = async move {
+            fail::fallible("claim.before").await?;
+            let claimed = shared.queue.claim(shared.worker, free, &shared.scopes).await?;
+            if !claimed.claims.is_empty() {
+                fail::fallible("claim.after").await?;
+            }
+            Ok(claimed)
+        };
         let asked = Instant::now();
         ctx.spawn(claim.into_actor(self).map(move |claimed, act, ctx| act.answered(asked, claimed, ctx)));
     }
@@ -110,7 +118,11 @@ impl Dispatcher {
         }
         self.count_busy();
         let pool = self.pool.clone();
-        let leased = async move { pool.send(Leased { leases }).await };
+        let leased = async move {
+            let told = pool.send(Leased { leases }).await;
+            fail::point("leased").await;
+            told
+        };
         ctx.spawn(leased.into_actor(self).map(|_, act, ctx| {
             for (executor, execute) in work {
                 // A free executor's mailbox is empty.

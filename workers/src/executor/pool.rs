@@ -18,12 +18,13 @@ use crate::{
         dispatcher::{Dispatcher, StopClaiming},
         recorder::{Recorder, Settle},
     },
+    fail,
     job::{Fence, RunId},
-    queue::{HEARTBEAT, Renewal, SELF_ABORT, Unreachable},
+    queue::{Renewal, Unreachable, heartbeat_of, self_abort_of},
 };
 
-/// How often leases are looked at for self-abort.
-const CHECK: Duration = Duration::from_secs(1);
+/// How often leases are looked at for self-abort, at a lease.
+const CHECKS: u32 = 15;
 /// How long stopped calls and unwritten endings may take after the grace time of a drain.
 const LAST_WRITES: Duration = Duration::from_secs(10);
 
@@ -32,6 +33,8 @@ pub struct Pool {
     leases: HashMap<RunId, Held>,
     /// Cancellations of runs without a lease here, and when they came. Most are other workers'; one may have overtaken its lease.
     cancelled: HashMap<RunId, Instant>,
+    /// How long the queue's leases are.
+    lease: Duration,
     heartbeat_under_way: bool,
     last_heartbeat: Instant,
     crew: Option<Meet>,
@@ -49,10 +52,12 @@ struct Held {
 
 impl Pool {
     pub fn new(shared: Arc<Shared>) -> Self {
+        let lease = shared.queue.lease();
         Self {
             shared,
             leases: HashMap::new(),
             cancelled: HashMap::new(),
+            lease,
             heartbeat_under_way: false,
             last_heartbeat: Instant::now(),
             crew: None,
@@ -64,8 +69,9 @@ impl Pool {
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.give_up_overdue();
         // A lease that came later than that has been renewed since, and its renewal has told.
-        self.cancelled.retain(|_, came| came.elapsed() < HEARTBEAT);
-        if self.last_heartbeat.elapsed() >= HEARTBEAT && !self.heartbeat_under_way {
+        let heartbeat = heartbeat_of(self.lease);
+        self.cancelled.retain(|_, came| came.elapsed() < heartbeat);
+        if self.last_heartbeat.elapsed() >= heartbeat && !self.heartbeat_under_way {
             self.heartbeat(ctx);
         }
     }
@@ -78,7 +84,7 @@ impl Pool {
         let held: Vec<_> = self.leases.iter().map(|(run, lease)| (*run, lease.fence)).collect();
         let shared = self.shared.clone();
         let beat = async move {
-            let renewals = shared.queue.heartbeat(shared.worker, &held).await;
+            let renewals = fail::around("heartbeat", shared.queue.heartbeat(shared.worker, &held)).await;
             (held, renewals)
         };
         ctx.spawn(beat.into_actor(self).map(move |(held, renewals), act, _| {
@@ -114,8 +120,9 @@ impl Pool {
     }
 
     fn give_up_overdue(&mut self) {
+        let self_abort = self_abort_of(self.lease);
         self.leases.retain(|run, lease| {
-            let overdue = lease.renewed.elapsed() >= SELF_ABORT;
+            let overdue = lease.renewed.elapsed() >= self_abort;
             if overdue {
                 tracing::warn!(%run, "a lease could not be renewed in time; the run is given up");
                 lease.stop.stop(StopReason::LeaseLost);
@@ -160,7 +167,7 @@ impl Actor for Pool {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(self.shared.slots.max(64));
-        ctx.run_interval(CHECK, Self::tick);
+        ctx.run_interval(self.lease / CHECKS, Self::tick);
         self.listen(ctx);
     }
 
@@ -278,6 +285,7 @@ impl Handler<Drain> for Pool {
             if let Some(dispatcher) = dispatcher {
                 let _ = dispatcher.send(StopClaiming).await;
             }
+            fail::point("drain.before").await;
         };
         let drained = stop_claiming
             .into_actor(self)
@@ -292,6 +300,7 @@ impl Handler<Drain> for Pool {
                     if let Some(recorder) = recorder {
                         let _ = tokio::time::timeout(LAST_WRITES, recorder.send(Settle)).await;
                     }
+                    fail::point("drain.after").await;
                     handed_back
                 };
                 settle.into_actor(act)

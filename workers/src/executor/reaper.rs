@@ -4,10 +4,13 @@ use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use actix::prelude::*;
 
-use crate::executor::{
-    Shared,
-    call::{self, Done},
-    recorder::{self, Recorder},
+use crate::{
+    executor::{
+        Shared,
+        call::{self, Done},
+        recorder::{self, Recorder},
+    },
+    fail,
 };
 
 /// How often the queue is asked, on average; each worker jitters by half of it.
@@ -58,6 +61,7 @@ async fn reap(shared: Arc<Shared>, recorder: Addr<Recorder>) {
         if claims.is_empty() {
             return;
         }
+        fail::point("reap.after").await;
         for claim in claims {
             tracing::info!(run = %claim.job.id, work = claim.work.name(), "a run was taken over");
             if let Done::Record(ending) = call::settle(&shared, &claim).await {

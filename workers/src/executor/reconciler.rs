@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use tokio::time::Instant;
 
-use crate::executor::Shared;
+use crate::{executor::Shared, fail};
 
 /// How often the queue is asked whether it lost its memory.
 const WATCH: Duration = Duration::from_secs(1);
@@ -75,9 +75,11 @@ async fn sweep(shared: &Shared) -> bool {
         after = Some(last);
         let ids: Vec<_> = page.iter().map(|row| row.job.id).collect();
         let outcome = async {
-            let missing = shared.queue.missing(&ids).await?;
+            let missing = fail::around("missing", shared.queue.missing(&ids)).await?;
             let lost: Vec<_> = page.into_iter().filter(|row| missing.contains(&row.job.id)).collect();
-            shared.queue.restore(&lost).await?;
+            if !lost.is_empty() {
+                fail::around("restore", shared.queue.restore(&lost)).await?;
+            }
             Ok::<_, crate::queue::Unreachable>(lost.len())
         };
         match outcome.await {

@@ -13,6 +13,7 @@ use crate::{
         Shared,
         pool::{Finished, Pool},
     },
+    fail,
     job::{Ending, Job},
     ledger::LedgerError,
 };
@@ -109,6 +110,7 @@ pub async fn hand_over(shared: &Shared, recorder: &Addr<Recorder>, (job, ending)
     // The semaphore is never closed.
     let Ok(place) = shared.backlog.clone().acquire_owned().await else { return };
     let record = Record { job, ending: Arc::from(ending), _place: place };
+    fail::point("hand_over").await;
     if recorder.send(record).await.is_err() {
         tracing::error!("an ending is left to the next worker: the recorder has stopped");
     }
@@ -118,7 +120,7 @@ async fn write(shared: Arc<Shared>, pool: Addr<Pool>, batch: Vec<Record>) {
     let endings: Vec<_> = batch.iter().map(|record| (record.job.clone(), record.ending.clone())).collect();
     let mut pause = PAUSE;
     let recorded = loop {
-        let error = match shared.ledger.finish(&endings).await {
+        let error = match fail::around("record", shared.ledger.finish(&endings)).await {
             Ok(_) => break true,
             Err(LedgerError::Refused(source)) => {
                 tracing::error!(%source, "the database refuses an ending");
@@ -134,7 +136,7 @@ async fn write(shared: Arc<Shared>, pool: Addr<Pool>, batch: Vec<Record>) {
     shared.health.ledger_failing.store(false, Ordering::Relaxed);
     let runs: Vec<_> = batch.iter().map(|record| (record.ending.run, record.ending.fence)).collect();
     // After a refusal nobody knows which endings were accepted: all leases are left to run out, and whoever takes them over tries again.
-    if recorded && let Err(error) = shared.queue.finish(&runs).await {
+    if recorded && let Err(error) = fail::around("finish", shared.queue.finish(&runs)).await {
         // The leases run out, and whoever takes them over finds that the ledger has the endings.
         tracing::warn!(%error, "the queue did not hear that runs are recorded");
     }

@@ -61,6 +61,7 @@ impl Default for EmbeddedSettings {
 /// The queue of one process. Its methods never fail.
 pub struct EmbeddedQueue {
     state: Mutex<State>,
+    lease: Duration,
     /// Wakes [`Queue::wait`]. It carries no permit: whoever waits compares the state with what its last claim saw.
     wake: Notify,
     doors: Arc<Doors>,
@@ -68,7 +69,12 @@ pub struct EmbeddedQueue {
 
 impl EmbeddedQueue {
     pub fn new(settings: EmbeddedSettings) -> Self {
-        Self { state: Mutex::new(State::new(settings.lease)), wake: Notify::new(), doors: Arc::default() }
+        Self {
+            state: Mutex::new(State::new(settings.lease)),
+            lease: settings.lease,
+            wake: Notify::new(),
+            doors: Arc::default(),
+        }
     }
 
     /// Makes one step of the state machine, and wakes waiters when it may have made a run claimable.
@@ -95,6 +101,10 @@ impl EmbeddedQueue {
 
 #[async_trait]
 impl Queue for EmbeddedQueue {
+    fn lease(&self) -> Duration {
+        self.lease
+    }
+
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
         Ok(self.step(|state, now| state.admit(job, admission, now)))
     }

@@ -106,7 +106,8 @@ impl RedisQueue {
         Ok(Self { connections, tag, lease: LEASE, warnings, waiters: Waiters::default() })
     }
 
-    /// The same queue with leases of another length than [`LEASE`]. All processes of a pool need the same.
+    /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
+    /// owner says.
     pub fn with_lease(self, lease: Duration) -> Self {
         Self { lease, ..self }
     }
@@ -165,6 +166,10 @@ impl RedisQueue {
 
 #[async_trait]
 impl Queue for RedisQueue {
+    fn lease(&self) -> Duration {
+        self.lease
+    }
+
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
         let step = self.step(&scripts::ADMIT).arg(job.encode().len());
         let answer = self.run(wire::admission(step, admission)).await?;

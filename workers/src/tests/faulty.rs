@@ -80,6 +80,10 @@ impl FaultyQueue {
 
 #[async_trait]
 impl Queue for FaultyQueue {
+    fn lease(&self) -> Duration {
+        self.inner.lease()
+    }
+
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
         self.inner.admit(job, admission).await
     }

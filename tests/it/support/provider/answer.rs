@@ -269,6 +269,14 @@ impl Answer {
         self
     }
 
+    /// What the answer says that it used, if it is a complete one.
+    pub(super) fn told_usage(&self) -> Option<(u64, u64)> {
+        match &self.kind {
+            Kind::Completion(completion) if completion.then.is_none() => completion.usage,
+            _ => None,
+        }
+    }
+
     pub(super) fn acts_for(&self, request: &Recorded) -> Vec<Act> {
         let mut acts = self.before.clone();
         match &self.kind {

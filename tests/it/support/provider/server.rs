@@ -69,7 +69,8 @@ impl Shared {
     fn note_end(&self, request: usize, end: End) {
         {
             let mut state = self.lock();
-            state.requests[request].end = Some(end);
+            let request = &mut state.requests[request];
+            (request.end, request.ended_at) = (Some(end), Some(Instant::now()));
             state.in_flight -= 1;
         }
         self.changed.send_modify(|changes| *changes += 1);
@@ -100,10 +101,12 @@ enum Then {
 
 async fn converse(mut stream: TcpStream, connection: usize, shared: Arc<Shared>) {
     let mut buffer = Vec::new();
-    while let Ok(Some(request)) = read_request(&mut stream, &mut buffer, connection).await {
+    while let Ok(Some(mut request)) = read_request(&mut stream, &mut buffer, connection).await {
         let (number, acts) = {
             let mut state = shared.lock();
-            let acts = state.answer_to(&request).acts_for(&request);
+            let answer = state.answer_to(&request);
+            let acts = answer.acts_for(&request);
+            request.usage = answer.told_usage();
             state.in_flight += 1;
             state.max_in_flight = state.max_in_flight.max(state.in_flight);
             state.requests.push(request);
@@ -198,6 +201,8 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, connection: 
         headers,
         body: serde_json::from_slice(&request[end_of_head + 4..]).unwrap_or(Value::Null),
         at: Instant::now(),
+        usage: None,
         end: None,
+        ended_at: None,
     }))
 }

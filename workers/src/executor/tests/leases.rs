@@ -7,7 +7,7 @@ use crate::{
         pool::{Cancel, Lease, Leased},
     },
     job::{Fence, RunId},
-    queue::SELF_ABORT,
+    queue::{LEASE, self_abort_of},
 };
 
 async fn pool() -> Addr<Pool> {
@@ -27,7 +27,7 @@ async fn lease(pool: &Addr<Pool>, run: RunId, fence: i64, age: Duration) -> Arc<
 async fn a_claim_that_was_answered_too_late_is_never_executed() {
     let pool = pool().await;
     assert_eq!(lease(&pool, RunId::new(), 1, Duration::ZERO).await.reason(), None);
-    assert_eq!(lease(&pool, RunId::new(), 1, SELF_ABORT).await.reason(), Some(StopReason::LeaseLost));
+    assert_eq!(lease(&pool, RunId::new(), 1, self_abort_of(LEASE)).await.reason(), Some(StopReason::LeaseLost));
 }
 
 #[actix::test]
