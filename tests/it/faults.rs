@@ -1,6 +1,7 @@
 //! Accepted work under fault: processes killed, Redis emptied and stopped, databases behind.
 
 mod network;
+mod providers;
 mod stores;
 
 use std::time::Duration;

@@ -178,8 +178,16 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
             record_attempt(shared, claim, attempt).await;
             give_back(shared, claim, Release::HandBack).await
         }
-        // The reaper of whoever comes next records the lost attempt under our fence.
-        Err(StopReason::LeaseLost) => Done::Gone,
+        Err(StopReason::LeaseLost) => {
+            // So does the reaper of whoever comes next, under the same fence; but not when the queue lost its memory.
+            let attempt = Attempt {
+                outcome: AttemptOutcome::WorkerLost,
+                detail: Some("the lease was lost during the call".into()),
+                ..clock.attempt(shared, claim, target, Usage::default())
+            };
+            record_attempt(shared, claim, attempt).await;
+            Done::Gone
+        }
     }
 }
 

@@ -100,19 +100,21 @@ pub(super) async fn endings(store: &Store, runs: &[RunId]) -> Result<Vec<Ending>
     Ok(endings)
 }
 
-/// The attempts of each run in the order of their numbers.
+/// The attempts of each run, numbered in the order of their fences. The number that a worker gave may be another one's too: whoever took
+/// the run over did not always know of the call before.
 async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, LedgerError> {
     if runs.is_empty() {
         return Ok(HashMap::new());
     }
     let select = attempts::Entity::find()
         .filter(attempts::Column::Run.is_in(runs.iter().copied()))
-        .order_by_asc(attempts::Column::Number)
         .order_by_asc(attempts::Column::Fence);
     let rows = store.answered(|| select.clone().all(store.db())).await?;
     let mut attempts: HashMap<Uuid, Vec<Attempt>> = HashMap::new();
     for row in rows {
-        attempts.entry(row.run).or_default().push(row.into_attempt()?);
+        let of_run = attempts.entry(row.run).or_default();
+        let number = i32::try_from(of_run.len()).unwrap_or(i32::MAX).saturating_add(1);
+        of_run.push(Attempt { number, ..row.into_attempt()? });
     }
     Ok(attempts)
 }
