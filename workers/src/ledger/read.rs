@@ -17,8 +17,12 @@ pub(super) async fn find(store: &Store, account: AccountId, run: RunId) -> Resul
     let select = runs::Entity::find_by_id(run.0).filter(runs::Column::Account.eq(account.0));
     let row = store.answered(|| select.clone().into_partial_model::<runs::Row>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
-    let attempts = attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default();
+    let attempts = attempts(store, run).await?;
     row.into_record(attempts).map(Some)
+}
+
+pub(super) async fn attempts(store: &Store, run: RunId) -> Result<Vec<Attempt>, LedgerError> {
+    Ok(attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default())
 }
 
 pub(super) async fn unfinished(
