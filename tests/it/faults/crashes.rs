@@ -163,7 +163,7 @@ async fn a_worker_may_sleep_past_its_lease_at_every_step() {
 async fn check_errors(mode: Mode, points: &[&str]) {
     let mut scene = Scene::start(mode).await;
     scene.arm(Who::Worker, &points.join(";"));
-    (0..20).for_each(|_| scene.app.provider().push(Answer::error(500, "ill")));
+    (0..60).for_each(|_| scene.app.provider().push(Answer::error(500, "ill")));
     let load = scene.load();
     let all = points.len();
     let acted = |process: &mut Process| process.said().matches("a fail point acts").count() >= all;
@@ -187,7 +187,7 @@ async fn a_store_may_fail_at_every_step_of_a_worker() {
         "attempt.before=error@1",
         "attempt.after=error@2",
         "release.before=error@1",
-        "release.after=error@3",
+        "release.after=error@1",
         "heartbeat.before=error@1",
         "heartbeat.after=error@2",
         "missing.before=error@1",
@@ -242,7 +242,7 @@ async fn a_worker_may_die_while_it_restores_what_redis_forgot() {
         scene.disarm(Who::Worker).await;
         scene.app.restart_worker(1);
         let promised = load.end().await;
-        scene.assert_all_ended(&promised, 0..=0).await;
+        scene.assert_all_ended(&promised, 0..=2).await;
     }
 }
 
