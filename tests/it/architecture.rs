@@ -71,6 +71,16 @@ fn only_the_front_door_knows_http_servers() {
 }
 
 #[test]
+fn a_release_build_has_no_fail_points() {
+    check(&["FAIL_POINTS"], &["workers/src/fail/armed.rs"]);
+    let fail = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("workers/src/fail.rs")).unwrap();
+    for line in ["mod armed;", "pub(crate) use self::armed::"] {
+        let (before, _) = fail.split_once(line).unwrap();
+        assert!(before.ends_with("#[cfg(debug_assertions)]\n"), "`{line}` is for debug builds only");
+    }
+}
+
+#[test]
 fn each_table_has_one_owner() {
     check(&["table_name = \"runs\"", "table_name = \"attempts\""], &["workers/src/ledger"]);
     check(&["table_name = \"api_keys\""], &["src/keys"]);

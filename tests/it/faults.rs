@@ -2,6 +2,7 @@
 
 mod crashes;
 mod network;
+mod providers;
 mod stores;
 
 use std::time::Duration;

@@ -159,6 +159,11 @@ impl Engine {
             return Ok(row);
         }
         match self.look_in_queue(account, run, row.clone()).await {
+            // Its earlier calls are recorded one by one, beside its row.
+            Ok(Some(view)) if view.state.is_terminal() => {
+                let recorded = self.0.ledger.attempts(run).await?;
+                Ok(Some(view.with_recorded(recorded)))
+            }
             Ok(Some(view)) => Ok(Some(view)),
             // It was finished between the two looks, so that its row is complete by now; or there is no such run.
             Ok(None) => self.0.ledger.find(account, run).await,

@@ -160,6 +160,11 @@ impl Ledger {
         read::find(&self.store, account, run).await
     }
 
+    /// The recorded attempts of a run, whether its row is there or not.
+    pub async fn attempts(&self, run: RunId) -> Result<Vec<Attempt>, LedgerError> {
+        read::attempts(&self.store, run).await
+    }
+
     /// Runs that have not ended, in the order of their ids, after `after`; with what the queue needs to know of them.
     /// Fewer than `limit` are the last ones. A row whose job this version cannot read is left out, and logged.
     pub async fn unfinished(&self, after: Option<RunId>, limit: u64) -> Result<Vec<Restored>, LedgerError> {

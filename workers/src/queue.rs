@@ -25,6 +25,9 @@
 //! Every step is atomic, fenced where it changes a leased run, and safe to repeat: whoever dies between two of them leaves a lease
 //! that runs out, and the reaper finds in the run itself what to do next.
 //!
+//! A queue that lost its memory does not know which calls are under way, nor what the last minute held. It hands out nothing in a scope with
+//! limits until that is past: for as long as a lease, or a minute.
+//!
 //! Fences come from the queue's clock in microseconds and never fall behind the last one of the run, so that they keep growing even when
 //! the queue lost everything it knew.
 

@@ -61,6 +61,18 @@ async fn a_redis_that_forgets_everything_under_load_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_forgets_a_backlog_exceeds_no_limit_and_hides_no_call() {
+    let app = deployment(Shape::of(Mode::Distributed)).await;
+    app.provider().set_default(Answer::echo().delay(Duration::from_millis(1_500)));
+    let ids = app.accept_named(24).await;
+    for calls in [6, 12] {
+        app.provider().wait_for_requests(calls).await;
+        app.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
+    }
+    invariants::hold(&app, &ids).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_restarts_from_its_disk_goes_on_where_it_was() {
     let mut app = deployment(Shape::of(Mode::Distributed)).await;
     app.redis.as_ref().unwrap().keep_everything().await;

@@ -1,7 +1,7 @@
 //! A run as its status shows it, put together from what the queue holds while the ledger's row is on its way.
 
 use crate::{
-    job::{Ending, Job, Outcome, RunState, Usage},
+    job::{Attempt, Ending, Job, Outcome, RunState, Usage},
     ledger::RunRecord,
     queue::Recalled,
 };
@@ -54,6 +54,21 @@ impl RunRecord {
             Outcome::Cancelled | Outcome::Expired => {}
         }
         record
+    }
+
+    /// With the calls that were recorded by now: they may be older than the row, or younger than the look at it.
+    pub(super) fn with_recorded(mut self, recorded: Vec<Attempt>) -> Self {
+        let mut attempts = recorded;
+        for attempt in self.attempts.drain(..) {
+            if !attempts.iter().any(|known| known.fence == attempt.fence) {
+                attempts.push(attempt);
+            }
+        }
+        attempts.sort_by_key(|attempt| attempt.fence);
+        for (attempt, number) in attempts.iter_mut().zip(1..) {
+            attempt.number = number;
+        }
+        Self { attempts, ..self }
     }
 
     /// A row that is missing or not complete, with what the queue holds of the run.

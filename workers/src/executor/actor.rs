@@ -19,11 +19,14 @@ pub struct Executor {
     shared: Arc<Shared>,
     dispatcher: Addr<Dispatcher>,
     recorder: Addr<Recorder>,
+    /// An actor whose address nobody holds stops, even with a message in its mailbox. The dispatcher lets go of an executor's address
+    /// when it has sent it a run, which may be before the executor has looked.
+    own: Option<Addr<Self>>,
 }
 
 impl Executor {
     pub fn new(shared: Arc<Shared>, dispatcher: Addr<Dispatcher>, recorder: Addr<Recorder>) -> Self {
-        Self { shared, dispatcher, recorder }
+        Self { shared, dispatcher, recorder, own: None }
     }
 
     /// Tells the dispatcher that this executor can take a run, and whether its last one needs no lease any more.
@@ -42,6 +45,7 @@ impl Actor for Executor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.own = Some(ctx.address());
         self.free(ctx, None);
     }
 }

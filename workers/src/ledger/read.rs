@@ -19,8 +19,12 @@ pub(super) async fn find(store: &Store, account: AccountId, run: RunId) -> Resul
     let select = runs::Entity::find_by_id(run.0).filter(runs::Column::Account.eq(account.0));
     let row = store.answered(|| select.clone().into_partial_model::<runs::Row>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
-    let attempts = attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default();
+    let attempts = attempts(store, run).await?;
     row.into_record(attempts).map(Some)
+}
+
+pub(super) async fn attempts(store: &Store, run: RunId) -> Result<Vec<Attempt>, LedgerError> {
+    Ok(attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default())
 }
 
 pub(super) async fn unfinished(
@@ -138,19 +142,21 @@ pub(super) async fn count_unfinished(store: &Store) -> Result<u64, LedgerError> 
     Ok(store.answered(|| select.clone().count(store.db())).await?)
 }
 
-/// The attempts of each run in the order of their numbers.
+/// The attempts of each run, numbered in the order of their fences. The number that a worker gave may be another one's too: whoever took
+/// the run over did not always know of the call before.
 async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, LedgerError> {
     if runs.is_empty() {
         return Ok(HashMap::new());
     }
     let select = attempts::Entity::find()
         .filter(attempts::Column::Run.is_in(runs.iter().copied()))
-        .order_by_asc(attempts::Column::Number)
         .order_by_asc(attempts::Column::Fence);
     let rows = store.answered(|| select.clone().all(store.db())).await?;
     let mut attempts: HashMap<Uuid, Vec<Attempt>> = HashMap::new();
     for row in rows {
-        attempts.entry(row.run).or_default().push(row.into_attempt()?);
+        let of_run = attempts.entry(row.run).or_default();
+        let number = i32::try_from(of_run.len()).unwrap_or(i32::MAX).saturating_add(1);
+        of_run.push(Attempt { number, ..row.into_attempt()? });
     }
     Ok(attempts)
 }

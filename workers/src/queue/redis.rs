@@ -21,7 +21,8 @@
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
 //! they block on it. `reply:<front door>` is a stream of endings, read and trimmed by that front door alone. `cancel` is the channel on
-//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory.
+//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `forgot` says since when, for a minute:
+//! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
 //!
 //! # Time
 //!
@@ -37,7 +38,10 @@ mod wake;
 mod wire;
 
 use std::{
-    sync::{Arc, LazyLock},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -96,6 +100,8 @@ pub struct RedisQueue {
     lease: Duration,
     warnings: Vec<String>,
     waiters: Waiters,
+    /// Whether this process has seen the queue's memory. If it is gone then, it was lost.
+    knew: AtomicBool,
 }
 
 impl RedisQueue {
@@ -103,7 +109,7 @@ impl RedisQueue {
     pub async fn connect(settings: RedisSettings) -> Result<RedisQueue, ConnectError> {
         let (connections, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
-        Ok(Self { connections, tag, lease: LEASE, warnings, waiters: Waiters::default() })
+        Ok(Self { connections, tag, lease: LEASE, warnings, waiters: Waiters::default(), knew: AtomicBool::new(false) })
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
@@ -191,6 +197,7 @@ impl Queue for RedisQueue {
         loop {
             let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
             let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
+            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed)));
             for limits in scopes {
                 step = step
                     .arg(&limits.scope)
@@ -242,6 +249,8 @@ impl Queue for RedisQueue {
             .arg(ending.run.to_string())
             .arg(ending.fence.0)
             .arg(optional(ending.usage().total()))
+            .arg(millis(self.lease))
+            .arg(millis(TOMBSTONE))
             .arg(ending.encode());
         wire::held(&self.run::<String>(step).await?)
     }
@@ -352,10 +361,11 @@ impl Queue for RedisQueue {
     }
 
     async fn was_reset(&self) -> Result<bool, Unreachable> {
-        let mut set = redis::cmd("SET");
-        set.arg(self.key("epoch")).arg(Uuid::now_v7().to_string()).arg("NX");
-        let set: Option<String> = self.connections.step(async |connection| set.query_async(connection).await).await?;
-        Ok(set.is_some())
+        let knew = u8::from(self.knew.load(Ordering::Relaxed));
+        let step = self.step(&scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew);
+        let was_reset: bool = self.run(step).await?;
+        self.knew.store(true, Ordering::Relaxed);
+        Ok(was_reset)
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

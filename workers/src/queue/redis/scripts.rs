@@ -20,7 +20,7 @@ macro_rules! script {
 script!(ADMIT, "", "rates.lua", "admission.lua", "admit.lua");
 script!(ENQUEUE, "", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
 script!(RESTORE, "", "put.lua", "restore.lua");
-script!(CLAIM, " flags=allow-oom", "rates.lua", "tokens.lua", "claim.lua");
+script!(CLAIM, " flags=allow-oom", "rates.lua", "tokens.lua", "loss.lua", "claim.lua");
 script!(HEARTBEAT, " flags=allow-oom", "heartbeat.lua");
 script!(STASH, " flags=allow-oom", "tokens.lua", "stash.lua");
 script!(FINISH, " flags=allow-oom", "finish.lua");
@@ -31,6 +31,7 @@ script!(END_WAITING, " flags=allow-oom", "end_waiting.lua");
 script!(PAUSE_SCOPE, " flags=allow-oom", "pause_scope.lua");
 script!(SET_PAUSED, " flags=allow-oom", "set_paused.lua");
 script!(IDLE, " flags=allow-oom", "idle.lua");
+script!(WAS_RESET, " flags=allow-oom", "loss.lua", "was_reset.lua");
 script!(STATS, " flags=allow-oom", "stats.lua");
 
 /// One run of a script, with its arguments.

@@ -1,4 +1,4 @@
--- ARGV: worker, how many runs at most, lease, then name, concurrency, requests a minute and tokens a minute of every scope (empty: no limit).
+-- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, then name, concurrency, requests a minute and tokens a minute of every scope (empty: no limit).
 -- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
 local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
@@ -10,7 +10,7 @@ local SWEEP = 500
 local IDLE_TTL = 45000
 
 local scopes, named = {}, {}
-for i = 4, #ARGV, 4 do
+for i = 5, #ARGV, 4 do
   local scope = {
     name = ARGV[i],
     max_slots = tonumber(ARGV[i + 1]),
@@ -45,6 +45,9 @@ for scope in pairs(promote()) do
   if not named[scope] then wake(scope) end
 end
 
+-- What was forgotten may still be in a call (for as long as a lease), and its requests and tokens count for a minute.
+local forgot = note_loss(ARGV[4] == '1')
+
 local meta = {}
 for _, lane in ipairs(LANES) do
   local credit, virtual = unpack(redis.call('HMGET', key('meta'), 'credit:' .. lane, 'virtual:' .. lane))
@@ -57,6 +60,11 @@ for _, scope in ipairs(scopes) do
   if has_waiting(scope.name) then
     busy[#busy + 1] = scope
     local paused = tonumber(redis.call('GET', key('paused', scope.name)))
+    if forgot and (scope.max_requests or scope.max_tokens) then
+      paused = math.max(paused or 0, forgot + MINUTE + 1)
+    elseif forgot and scope.max_slots then
+      paused = math.max(paused or 0, forgot + lease)
+    end
     if paused and paused > now then scope.paused = paused end
     redis.call('ZREMRANGEBYSCORE', key('slots', scope.name), '-inf', now)
     if scope.max_slots then

@@ -1,7 +1,19 @@
--- ARGV: id, fence, tokens used (or empty), ending. Answers 'done', 'elsewhere' or 'unknown'.
-local id, used, ending = ARGV[1], tonumber(ARGV[3]), ARGV[4]
-local state, fence, scope, reply_to, work = read(id, 'state', 'fence', 'scope', 'reply_to', 'work')
-if not state then return 'unknown' end
+-- ARGV: id, fence, tokens used (or empty), lease, life of a tombstone, ending. Answers 'done', 'elsewhere' or 'unknown'.
+local id, used, ending = ARGV[1], tonumber(ARGV[3]), ARGV[6]
+local state, fence, scope, reply_to, work, lane = read(id, 'state', 'fence', 'scope', 'reply_to', 'work', 'lane')
+if not state then
+  -- The queue lost its memory. The ending goes to the ledger, and until it is there nobody should restore the run.
+  redis.call('HSET', key('run', id), 'state', 'done', 'fence', ARGV[2])
+  redis.call('PEXPIRE', key('run', id), ARGV[5])
+  return 'unknown'
+end
+if not fence and (state == 'ready' or state == 'delayed') then
+  -- It did lose its memory, and the run was restored. Nobody has taken it since, so this is its ending.
+  end_wait(id, lane)
+  redis.call('ZADD', key('lease'), now + tonumber(ARGV[4]), id)
+  state, fence = 'leased', ARGV[2]
+  redis.call('HSET', key('run', id), 'fence', fence)
+end
 if fence ~= ARGV[2] then return 'elsewhere' end
 -- The same step again, because its answer was lost.
 if state == 'ended' then return 'done' end

@@ -9,7 +9,9 @@ async fn what_redis_forgot_is_restored_under_higher_fences() {
     assert!(!queue.was_reset().await.unwrap());
     let (front_door, stop) = (FrontDoorId::new(), CancellationToken::new());
     let mut replies = queue.replies(front_door, stop.clone()).await.unwrap();
-    let (leased, waiting) = (job(), job());
+    let (ended, leased, waiting) = (job(), job(), job());
+    queue.put(&ended).await;
+    let end = queue.claim_one(worker).await;
     queue.put(&leased).await;
     let claim = queue.claim_one(worker).await;
     queue.put(&waiting).await;
@@ -18,17 +20,56 @@ async fn what_redis_forgot_is_restored_under_higher_fences() {
     let both = [leased.id, waiting.id];
     assert_eq!(queue.missing(&both).await.unwrap(), both);
     assert_eq!(queue.heartbeat(worker, &[(leased.id, claim.fence)]).await.unwrap(), [Renewal::Lost]);
-    assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Unknown);
+    assert_eq!(queue.stash(&ending(&end, worker)).await.unwrap(), Held::Unknown);
     assert!(queue.was_reset().await.unwrap());
     assert!(!queue.was_reset().await.unwrap());
     assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)), "its address was forgotten as well");
 
-    let runs = [leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1, limited: 0 });
+    // What has ended is on its way to the ledger, and does not come back.
+    let runs = [ended, leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1, limited: 0 });
     queue.restore(&runs).await.unwrap();
     queue.restore(&runs).await.unwrap();
     let claims = queue.claim(worker, 5, &scopes()).await.unwrap().claims;
     assert_eq!(claims.len(), 2);
     assert!(claims.iter().all(|again| again.fence > claim.fence && again.attempt == 2));
+}
+
+#[tokio::test]
+async fn a_restored_run_takes_the_result_of_the_worker_that_had_it() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, job) = (WorkerId::new(), job());
+    queue.put(&job).await;
+    let claim = queue.claim_one(worker).await;
+    server.command::<()>(&["FLUSHALL"]).await;
+    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0, limited: 0 }]).await.unwrap();
+    assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Done);
+    assert!(queue.claim(worker, 1, &scopes()).await.unwrap().claims.is_empty());
+    assert_eq!(queue.heartbeat(worker, &[(job.id, claim.fence)]).await.unwrap(), [Renewal::Held]);
+    queue.finish(&[(job.id, claim.fence)]).await.unwrap();
+    assert_eq!(queue.stats().await.unwrap(), QueueStats::default());
+}
+
+#[tokio::test]
+async fn what_was_forgotten_counts_against_the_limits() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, job) = (WorkerId::new(), job());
+    let limited = |slots, requests| {
+        let limits = ScopeLimits { max_concurrency: slots, requests_per_minute: requests, ..scopes().remove(0) };
+        vec![limits]
+    };
+    assert!(queue.was_reset().await.unwrap(), "a new queue forgot nothing");
+    queue.put(&job).await;
+    assert_eq!(queue.claim(worker, 1, &limited(Some(1), None)).await.unwrap().claims.len(), 1);
+    server.command::<()>(&["FLUSHALL"]).await;
+    queue.put(&job).await;
+    for (limits, least) in [(limited(Some(1), None), 10), (limited(None, Some(1)), 55)] {
+        let claimed = queue.claim(worker, 1, &limits).await.unwrap();
+        assert!(claimed.claims.is_empty());
+        assert!(claimed.next.is_some_and(|next| next > Duration::from_secs(least)), "{:?}", claimed.next);
+    }
+    assert_eq!(queue.claim(worker, 1, &scopes()).await.unwrap().claims.len(), 1, "without a limit there is no wait");
 }
 
 #[tokio::test]
