@@ -128,8 +128,8 @@ async fn a_flood_of_one_account_delays_another_by_a_few_executions(mode: Mode) {
         }
         assert!(passed <= 3 * SLOTS, "{passed} runs of the flood went first: {run}");
     }
-    let waiting = app.run(0, flood.last().unwrap()).await.body;
-    assert_eq!(waiting["state"], "queued", "the flood is not over yet: {waiting}");
+    let looks = futures::future::join_all(flood.iter().map(|id| app.run(0, id))).await;
+    assert!(looks.iter().any(|run| run.body["state"] == "queued"), "the flood was over before");
     let deadline = Duration::from_secs(60);
     for id in &flood {
         assert_eq!(app.ended(0, id, deadline).await["state"], "succeeded");
