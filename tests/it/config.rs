@@ -149,6 +149,7 @@ fn another_value(key: &str) -> &'static str {
         "log.format" => "json",
         "limits.max_timeout_ms" => "3600001",
         "retry.cap_ms" => "20001",
+        "workers.lease_ms" => "15001",
         _ => "11",
     }
 }
