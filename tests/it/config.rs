@@ -150,7 +150,6 @@ fn another_value(key: &str) -> &'static str {
         "workers.lease_ms" => "11000",
         "limits.max_timeout_ms" => "3600001",
         "retry.cap_ms" => "20001",
-        "workers.lease_ms" => "15001",
         _ => "11",
     }
 }
