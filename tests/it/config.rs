@@ -147,6 +147,7 @@ fn another_value(key: &str) -> &'static str {
         "retention.keep_content" => "false",
         "log.level" => "debug",
         "log.format" => "json",
+        "workers.lease_ms" => "11000",
         "limits.max_timeout_ms" => "3600001",
         "retry.cap_ms" => "20001",
         _ => "11",

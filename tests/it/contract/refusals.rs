@@ -62,7 +62,7 @@ async fn a_bad_request_is_400_and_says_what_is_wrong(mode: Mode) {
         "name = \"Long\"\nmodel = \"gpt-4\"\ntemplate = \"{% for n in range(900) %}{{ text }}{% endfor %}\"\n",
     );
     let long = json!({ "promptName": "Long", "variables": { "text": "x".repeat(2048) } }).to_string();
-    check(&long, "template_failed", &["1048576 bytes"]).await;
+    check(&long, "input_too_large", &["1048576 bytes"]).await;
     assert!(app.provider().requests().is_empty(), "nothing of this reaches a provider");
 }
 

@@ -195,7 +195,6 @@ async fn a_store_may_fail_at_every_step_of_a_worker() {
         "release.after=error@1",
         "heartbeat.before=error@1",
         "heartbeat.after=error@2",
-        "missing.before=error@1",
     ];
     check_errors(true, &points).await;
 }
