@@ -8,6 +8,7 @@ mod deadline;
 use std::{io, time::Duration};
 
 use axum::Router;
+use futures::FutureExt;
 use hyper::rt::Executor;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -34,6 +35,8 @@ const MAX_STREAMS: u32 = 250;
 /// HTTP/2 has no idle time: a peer that is gone is found by asking it.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIME: Duration = Duration::from_secs(20);
+/// A connection that was made a moment before the server stops has a request on its way: it is not closed before that had the time to arrive.
+const OPENING: Duration = Duration::from_millis(500);
 /// Accepting fails for a while when the process has no descriptor left; trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -80,6 +83,10 @@ async fn serve_and_count(listener: TcpListener, router: Router, config: &ServerC
             }
         }
     }
+    // Those that the system has made already are ours: dropped with the listener, they would be reset.
+    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+        tasks.spawn(connections.clone().serve(stream));
+    }
     // From here on new connections are refused instead of waiting in a backlog that nobody looks at.
     drop(listener);
     tasks.close();
@@ -120,7 +127,7 @@ impl Connections {
         let first_request = FirstRequest::default();
         let timer = HeadTimer::new(self.header_read_timeout);
         let io = Watched::new(TokioIo::new(stream), first_request.clone(), timer.clone());
-        let service = TowerToHyperService::new(first_request.noticed_by(self.router));
+        let service = TowerToHyperService::new(first_request.clone().noticed_by(self.router));
         let mut builder = Builder::new(TrackedExecutor { tasks: self.tasks, cut: self.cut.clone() });
         builder
             .http1()
@@ -136,6 +143,12 @@ impl Connections {
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX));
         let connection = builder.serve_connection(io, service);
         pin!(connection);
+        let stop = async {
+            self.stop.cancelled().await;
+            // It comes, or it does not: either way this connection has had its chance.
+            let _ = timeout(OPENING, first_request.comes()).await;
+        };
+        pin!(stop);
         let mut stopping = false;
         loop {
             select! {
@@ -146,7 +159,7 @@ impl Connections {
                     }
                     return;
                 }
-                () = self.stop.cancelled(), if !stopping => {
+                () = stop.as_mut(), if !stopping => {
                     stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }

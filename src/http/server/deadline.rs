@@ -18,11 +18,12 @@ use std::{
 
 use axum::{Router, extract::Request, response::Response};
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
+use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 /// Whether the connection has brought a request yet.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FirstRequest(Arc<AtomicBool>);
+pub(super) struct FirstRequest(CancellationToken);
 
 impl FirstRequest {
     pub(super) fn noticed_by(self, router: Router) -> Noticing {
@@ -30,7 +31,12 @@ impl FirstRequest {
     }
 
     fn has_come(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_cancelled()
+    }
+
+    /// Ends when it has.
+    pub(super) async fn comes(&self) {
+        self.0.cancelled().await;
     }
 }
 
@@ -54,7 +60,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        self.first.0.store(true, Ordering::Relaxed);
+        self.first.0.cancel();
         self.router.call(request)
     }
 }

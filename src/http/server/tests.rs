@@ -163,13 +163,25 @@ async fn stopping_closes_what_is_idle_and_answers_what_is_in_flight() {
 
     server.stop.cancel();
     assert_eq!(closed_after(&mut idle).await, Duration::ZERO);
-    assert_eq!(closed_after(&mut new).await, Duration::ZERO);
+    assert_eq!(closed_after(&mut new).await, OPENING, "its first request may be on its way");
     assert!(TcpStream::connect(server.address).await.is_err(), "the listener is closed");
 
     sleep(DRAIN_TIME / 2).await;
     server.finish.notify_one();
     let text = read_until(&mut busy, "slow").await;
     assert!(text.ends_with("slow") && text.contains("connection: close"), "{text}");
+    assert_eq!(server.served.await.unwrap(), Cut(0));
+}
+
+#[tokio::test]
+async fn a_request_that_was_on_its_way_when_the_server_stopped_is_answered() {
+    let server = Server::start().await;
+    let mut new = server.connect().await;
+    server.stop.cancel();
+    tokio::task::yield_now().await;
+    new.write_all(GET).await.unwrap();
+    let answer = read_until(&mut new, "fine").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_eq!(server.served.await.unwrap(), Cut(0));
 }
 
