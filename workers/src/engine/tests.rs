@@ -59,7 +59,7 @@ async fn a_cancellation_that_is_not_recorded_yet_can_be_repeated() {
     rig.engine.submit(job.clone(), Vec::new(), Promise::Committed).await.unwrap();
     // As another front door does it: the ending is stashed, and on its way to the ledger.
     rig.queue.cancel(job.id, Outcome::Cancelled).await.unwrap();
-    assert_eq!(rig.engine.cancel(job.account, job.id).await.unwrap(), CancelOutcome::Requested);
+    assert_eq!(rig.engine.cancel(job.account, job.id).await.unwrap(), CancelOutcome::Cancelled);
 }
 
 #[tokio::test]

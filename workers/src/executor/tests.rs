@@ -19,8 +19,8 @@ use crate::{
     tests::{FaultyQueue, MemoryLedger, eventually, job},
 };
 
-/// Leases that run out only when a test waits for it.
-const LEASE: Duration = Duration::from_secs(3600);
+/// Longer than any of these tests.
+const LEASE: Duration = Duration::from_secs(300);
 
 /// What the provider does with a call.
 #[derive(Clone, Copy, Debug)]

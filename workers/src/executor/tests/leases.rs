@@ -7,7 +7,7 @@ use crate::{
         pool::{Cancel, Lease, Leased},
     },
     job::{Fence, RunId},
-    queue::{LEASE, self_abort_of},
+    queue::self_abort_of,
 };
 
 async fn pool() -> Addr<Pool> {
