@@ -38,6 +38,13 @@ pub fn bound(program: &str) -> Command {
     command
 }
 
+/// The binary under test, in a folder and an environment of its own.
+fn binary(folder: &Path, args: &[&str], env: &[(String, String)]) -> Command {
+    let mut command = bound(BINARY);
+    command.args(args).env_clear().envs(env.iter().map(|(name, value)| (name, value))).current_dir(folder);
+    command
+}
+
 /// A running `prompt-manager`, killed when dropped.
 pub struct Process {
     child: Child,
@@ -49,14 +56,8 @@ impl Process {
     pub fn start(folder: &Path, name: &str, args: &[&str], env: &[(String, String)]) -> Self {
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = bound(BINARY);
-        command
-            .args(args)
-            .env_clear()
-            .envs(env.iter().map(|(name, value)| (name, value)))
-            .current_dir(folder)
-            .stdout(file.try_clone().unwrap())
-            .stderr(file);
+        let mut command = binary(folder, args, env);
+        command.stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: spawn(command), log }
     }
 
@@ -129,15 +130,8 @@ impl Said {
 /// Runs the binary to its end.
 pub fn run(folder: &Path, args: &[&str], env: &[(String, String)], stdin: &str) -> Said {
     use std::io::Write;
-    let mut command = bound(BINARY);
-    command
-        .args(args)
-        .env_clear()
-        .envs(env.iter().map(|(name, value)| (name, value)))
-        .current_dir(folder)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let mut command = binary(folder, args, env);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command);
     // A command that reads nothing has closed its end.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
