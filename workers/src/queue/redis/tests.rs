@@ -11,33 +11,14 @@ use tokio::time::{Instant, sleep};
 
 use self::server::Server;
 use super::*;
-use crate::job::{AccountId, Attempt, AttemptOutcome, Lane, ModelRequest, PromptId, Target, Usage, WIRE_VERSION};
+use crate::job::{AccountId, Attempt, AttemptOutcome, Lane, ModelRequest, Target, Usage, WIRE_VERSION};
 use crate::queue::{LostCall, Work};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn job() -> Job {
-    let now = UnixMillis::now();
-    Job {
-        v: WIRE_VERSION,
-        id: RunId::new(),
-        account: AccountId::new(),
-        key: None,
-        prompt: PromptId::new(),
-        prompt_name: "greeting".into(),
-        prompt_version: 1,
-        lane: Lane::Interactive,
-        targets: vec![target("one")],
-        request: ModelRequest { user: "Hello".into(), ..ModelRequest::default() },
-        stream: false,
-        metadata: BTreeMap::new(),
-        created_at: now,
-        deadline: now.plus(60_000),
-        keep_content: true,
-        tokens: 10,
-        repeat_streamed: false,
-    }
+    Job { targets: vec![target("one")], ..crate::tests::job() }
 }
 
 fn target(provider: &str) -> Target {
