@@ -6,7 +6,8 @@
 //! has the right to it until its lease ends), or *done* (a tombstone that stops a late copy from coming back to life).
 //!
 //! 1. **Enqueue** admits a run (limits of its account and key, depth and bytes of the queue), puts it in its list and wakes
-//!    as many idle workers as there is new work. Enqueueing an id that the queue knows changes nothing.
+//!    as many idle workers as there is new work. Enqueueing an id that the queue knows changes nothing but this: a run that was
+//!    restored before its own front door enqueued it learns who waits, and an ending that is stashed already is sent there.
 //! 2. **Claim** hands out up to `free` runs. Lanes share by weight 8:3:1 with ageing, accounts inside a lane take turns by the
 //!    cost of what they ran. A run is handed out only when its scope has a free concurrency slot, a request and
 //!    its tokens left in the last minute, and is not paused; the claim takes them all in the same step, together with a lease and
@@ -249,7 +250,7 @@ pub struct Recalled {
 #[derive(Clone, Debug)]
 pub enum Reply {
     Ended(Box<Ending>),
-    /// The connection was broken: endings may have been missed, ask for what is outstanding.
+    /// The connection was broken, or the queue lost its memory: endings may have been missed, ask for what is outstanding.
     Resumed,
 }
 
