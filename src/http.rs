@@ -19,6 +19,8 @@
 mod auth;
 mod body;
 mod error;
+mod event_body;
+mod events;
 mod headers;
 mod health;
 mod prefer;
@@ -26,6 +28,7 @@ mod run_body;
 mod runs;
 mod server;
 mod shell;
+mod sse;
 
 use std::sync::Arc;
 
@@ -68,6 +71,7 @@ pub fn router(front: FrontDoor) -> Router {
     let api = Router::new()
         .route("/api/v1/run", guarded(post(runs::create)))
         .route("/api/v1/runs/{id}", guarded(get(runs::show)))
+        .route("/api/v1/runs/{id}/events", guarded(get(events::show)))
         .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
         .with_state(door.clone());
     shell::wrap(api.merge(health::routes(readiness)))

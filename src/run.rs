@@ -1,8 +1,9 @@
 //! The story of a run: resolve → render → admit → submit → wait.
 //!
 //! [`Runner::start`] takes a request that cannot be malformed any more and either refuses it with a [`RunError`], or
-//! answers with a [`Started`] run; [`Started::reply`] waits for as long as the caller wants to. It knows no wire format: HTTP,
-//! and whatever else accepts runs, translates to and from these types.
+//! answers with a [`Started`] run; [`Started::reply`] waits for as long as the caller wants to. [`Runner::stream`] does the same for a caller
+//! that is told of everything as it happens. It knows no wire format: HTTP, and whatever else accepts runs, translates to and from these
+//! types.
 //!
 //! Decisions that callers can see:
 //!
@@ -11,7 +12,8 @@
 //!   is draining (503), its timeout (400), its prompt (404), the prompt's model (403), the account's budget (402), the variables (400),
 //!   the caller's rate (429), the depth of the queue (503).
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
-//!   told the run's id (202) has nothing left to hang up.
+//!   told the run's id (202) has nothing left to hang up. A caller whose stream this process ends because it shuts down has not hung up:
+//!   its run goes on, and another process has its events.
 //! - A run that may outlive its caller's patience (`Prefer: wait=N`, `respond-async`) has the async default timeout, and is
 //!   committed before anybody is told about it.
 
@@ -20,6 +22,7 @@ mod error;
 mod json;
 mod plan;
 mod request;
+mod streamed;
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,10 +33,11 @@ use workers::{
     queue::{RateLeft, RateRule},
 };
 
-use self::budget::Budgets;
+use self::{budget::Budgets, streamed::Progress};
 pub use self::{
     error::{RunError, failure_of},
     request::{Answer, InvalidRequest, OnDisconnect, PromptName, RunRequest},
+    streamed::{Followed, Streamed},
 };
 use crate::{
     config::{Config, LimitsConfig},
@@ -59,6 +63,52 @@ impl Runner {
 
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
     pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Started, RunError> {
+        let Planned { job, timeout, answer, on_disconnect, accepted_at } = self.plan(principal, request).await?;
+        let (run, prompt_version) = (job.id, job.prompt_version);
+        let promise = match answer {
+            Answer::Wait => Promise::Wait,
+            Answer::WaitAtMost(_) | Answer::Later => Promise::Committed,
+        };
+        let queued = (promise == Promise::Committed).then(|| Box::new(RunView::waiting(&job)));
+        // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
+        let cancels = answer != Answer::Later && on_disconnect == OnDisconnect::Cancel;
+        let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
+        let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
+        let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+        Ok(Started {
+            run,
+            prompt_version,
+            rates,
+            account: principal.account.id,
+            accepted_at,
+            deadline: later(accepted_at, timeout),
+            answer,
+            queued,
+            waiter,
+            hang_up,
+        })
+    }
+
+    /// The same for a caller that follows the run.
+    pub async fn stream(&self, principal: &Principal, request: RunRequest) -> Result<Streamed, RunError> {
+        let Planned { job, timeout, on_disconnect, accepted_at, .. } = self.plan(principal, request).await?;
+        let (run, prompt_version, created_at) = (job.id, job.prompt_version, job.created_at);
+        // A run that goes on without its caller was promised to it with its first event.
+        let promise = match on_disconnect {
+            OnDisconnect::Cancel => Promise::Wait,
+            OnDisconnect::Continue => Promise::Committed,
+        };
+        let cancels = on_disconnect == OnDisconnect::Cancel;
+        let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
+        let accepted = self.engine.submit_streamed(job, rules(principal, &self.config.limits), promise).await;
+        let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+        let deadline = later(accepted_at, timeout);
+        let progress = Progress::Told(0);
+        Ok(Streamed { run, prompt_version, rates, created_at, deadline, events: waiter, hang_up, progress })
+    }
+
+    /// Resolve, render, and all that can be refused before the queue is asked.
+    async fn plan(&self, principal: &Principal, request: RunRequest) -> Result<Planned, RunError> {
         let accepted_at = Instant::now();
         let created_at = UnixMillis::now();
         let account = &principal.account;
@@ -105,34 +155,20 @@ impl Runner {
             keep_content: self.config.keep_content,
             repeat_streamed: prompt.repeat_streamed,
         };
-        let (run, prompt_version) = (job.id, job.prompt_version);
-        let promise = match request.answer {
-            Answer::Wait => Promise::Wait,
-            Answer::WaitAtMost(_) | Answer::Later => Promise::Committed,
-        };
-        let queued = (promise == Promise::Committed).then(|| Box::new(RunView::waiting(&job)));
-        // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
-        let cancels = request.answer != Answer::Later && request.on_disconnect == OnDisconnect::Cancel;
-        let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
-        let accepted = self.engine.submit(job, rules(principal, limits), promise).await;
-        let Accepted { rates, waiter, .. } = accepted.inspect_err(|_| hang_up.armed = false)?;
-        Ok(Started {
-            run,
-            prompt_version,
-            rates,
-            account: account.id,
-            accepted_at,
-            deadline: later(accepted_at, timeout),
-            answer: request.answer,
-            queued,
-            waiter,
-            hang_up,
-        })
+        let RunRequest { answer, on_disconnect, .. } = request;
+        Ok(Planned { job, timeout, answer, on_disconnect, accepted_at })
     }
 
     /// A run of the account, with its attempts.
     pub async fn find(&self, account: AccountId, run: RunId) -> Result<RunView, RunError> {
         self.engine.find(account, run).await?.ok_or(RunError::RunNotFound)
+    }
+
+    /// What happens to a run of the account from after the event `after`, live or from its log.
+    pub async fn follow(&self, account: AccountId, run: RunId, after: u64) -> Result<Followed, RunError> {
+        let view = self.find(account, run).await?;
+        let events = self.engine.follow(account, run, after).await?.ok_or(RunError::RunNotFound)?;
+        Ok(Followed { run: view, events, engine: self.engine.clone() })
     }
 
     /// Cancels a run of the account. `true`: it is cancelled; `false`: its worker was told, and ends it.
@@ -144,6 +180,15 @@ impl Runner {
             CancelOutcome::NotFound => Err(RunError::RunNotFound),
         }
     }
+}
+
+/// A run that was not refused so far.
+struct Planned {
+    job: Job,
+    timeout: Duration,
+    answer: Answer,
+    on_disconnect: OnDisconnect,
+    accepted_at: Instant,
 }
 
 /// A run that was accepted, and whose caller has not been answered yet. Dropping it is the caller hanging up.

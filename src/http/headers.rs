@@ -5,7 +5,7 @@ use std::{fmt::Write, time::Duration};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use workers::{job::RunId, queue::RateLeft};
 
-use crate::run::Started;
+use crate::run::{Started, Streamed};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -26,6 +26,10 @@ pub(super) struct RunFacts {
 impl RunFacts {
     pub(super) fn of(started: &mut Started) -> Self {
         Self { run: started.run, prompt_version: started.prompt_version, rates: std::mem::take(&mut started.rates) }
+    }
+
+    pub(super) fn of_stream(streamed: &mut Streamed) -> Self {
+        Self { run: streamed.run, prompt_version: streamed.prompt_version, rates: std::mem::take(&mut streamed.rates) }
     }
 
     /// `queue_ms`: how long the run waited, once it is known.

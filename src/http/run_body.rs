@@ -20,7 +20,9 @@ pub(super) struct ResultBody<'a> {
     pub prompt_version: i32,
     pub duration_ms: u64,
     pub model: &'a str,
-    pub run_id: RunId,
+    /// Left out where the run is named beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
     pub usage: UsageBody,
     pub cached: bool,
     pub finish_reason: Option<&'a str>,
@@ -169,7 +171,7 @@ mod tests {
             prompt_version: 3,
             duration_ms: 1245,
             model: "gpt-4",
-            run_id: id,
+            run_id: Some(id),
             usage: UsageBody::new(Usage { input_tokens: Some(12), output_tokens: None }, None),
             cached: false,
             finish_reason: Some("stop"),

@@ -16,13 +16,14 @@ use workers::{
 use super::{
     Door, body,
     error::ApiError,
+    events,
     headers::{self, RunFacts},
     prefer::{PREFERENCE_APPLIED, Preferences},
     run_body::{ResultBody, RunBody, UsageBody},
 };
 use crate::{
     keys::Principal,
-    run::{Reply, RunError, RunRequest, failure_of},
+    run::{Answer, Reply, RunError, RunRequest, failure_of},
 };
 
 /// Starts a run and answers with its ending, or with where to look for it.
@@ -36,6 +37,9 @@ pub(super) async fn create(
     let bytes = body::read_json(&parts.headers, body, door.max_body_bytes).await?;
     let request = RunRequest::parse(&bytes, preferences.answer()).map_err(RunError::from)?;
     drop(bytes);
+    if request.stream && request.answer != Answer::Later {
+        return Ok(events::of_new(door.runner.stream(&principal, request).await?));
+    }
     let mut started = door.runner.start(&principal, request).await?;
     let facts = RunFacts::of(&mut started);
     let (run, version) = (started.run, started.prompt_version);
@@ -79,7 +83,7 @@ pub(super) async fn cancel(
 }
 
 /// An id that is none names no run, like any other id that is not the account's.
-fn run_id(path: Result<Path<String>, PathRejection>) -> Result<RunId, ApiError> {
+pub(super) fn run_id(path: Result<Path<String>, PathRejection>) -> Result<RunId, ApiError> {
     path.ok().and_then(|Path(text)| text.parse().ok()).ok_or_else(|| RunError::RunNotFound.into())
 }
 
@@ -93,7 +97,7 @@ fn ended(ending: &Ending, prompt_version: i32, duration_ms: u64) -> Response {
         prompt_version,
         duration_ms,
         model: &ending.model,
-        run_id: ending.run,
+        run_id: Some(ending.run),
         usage: UsageBody::new(ending.usage(), ending.cost_nano_usd()),
         cached: false,
         finish_reason: finish_reason.as_deref(),

@@ -57,12 +57,13 @@ fn target(
     Ok(Target { model: config.name, provider: config.provider, upstream: config.upstream, price: config.price })
 }
 
-/// How long the run may take: what its caller asked for, or the default of callers that stay or leave.
+/// How long the run may take: what its caller asked for, or the default: of callers that wait for an answer, or of those that
+/// leave or are told of it as it comes.
 pub(super) fn timeout(request: &RunRequest, limits: &LimitsConfig) -> Result<Duration, RunError> {
     match request.timeout {
         Some(asked) if asked > limits.max_timeout => Err(RunError::TimeoutTooLong { asked, max: limits.max_timeout }),
         Some(asked) => Ok(asked),
-        None if request.answer == Answer::Wait => Ok(limits.default_timeout),
+        None if request.answer == Answer::Wait && !request.stream => Ok(limits.default_timeout),
         None => Ok(limits.async_timeout),
     }
 }

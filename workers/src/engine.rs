@@ -1,5 +1,7 @@
 //! The engine as front doors see it: submit, watch, cancel.
 
+mod events;
+mod inbox;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -16,7 +18,7 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use crate::engine::waiters::Waiter;
+pub use crate::engine::{events::Events, waiters::Waiter};
 use crate::{
     engine::waiters::Waiters,
     fail,
@@ -43,11 +45,10 @@ pub enum Promise {
     Committed,
 }
 
-/// A run that was accepted.
-pub struct Accepted {
-    pub run: RunId,
+/// A run that was accepted, with its caller's way to hear of it: a [`Waiter`] or its [`Events`].
+pub struct Accepted<W> {
     pub rates: Vec<RateLeft>,
-    pub waiter: Waiter,
+    pub waiter: W,
 }
 
 /// Why a run was not accepted; nothing of it is left.
@@ -120,7 +121,46 @@ impl Engine {
 
     /// Accepts a run, if `rules` and the queue's depth admit it. One that got into a store whose answer was lost is ended again, if that
     /// store can be reached: its caller is told that it was not accepted, and may send it once more.
-    pub async fn submit(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Accepted, SubmitError> {
+    pub async fn submit(
+        &self,
+        job: Job,
+        rules: Vec<RateRule>,
+        promise: Promise,
+    ) -> Result<Accepted<Waiter>, SubmitError> {
+        // Registered before anything is sent, so that no ending can come too early.
+        let waiter = self.0.waiters.register(job.id);
+        let rates = self.enter(job, rules, promise).await?;
+        Ok(Accepted { rates, waiter })
+    }
+
+    /// The same for a caller that wants to be told of everything. The job says that it is streamed.
+    pub async fn submit_streamed(
+        &self,
+        job: Job,
+        rules: Vec<RateRule>,
+        promise: Promise,
+    ) -> Result<Accepted<Events>, SubmitError> {
+        let waiter = self.events(job.id, 0).begin();
+        let rates = self.enter(job, rules, promise).await?;
+        Ok(Accepted { rates, waiter })
+    }
+
+    /// The events of a run of an account from after the event `after`; `None` when there is no such run.
+    pub async fn follow(&self, account: AccountId, run: RunId, after: u64) -> Result<Option<Events>, SubmitError> {
+        if self.find(account, run).await?.is_none() {
+            return Ok(None);
+        }
+        let mut events = self.events(run, after);
+        events.look().await?;
+        Ok(Some(events))
+    }
+
+    fn events(&self, run: RunId, after: u64) -> Events {
+        let Inner { queue, ledger, front_door, waiters, .. } = &*self.0;
+        Events::new(run, after, waiters, queue.clone(), ledger.clone(), *front_door)
+    }
+
+    async fn enter(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Vec<RateLeft>, SubmitError> {
         let inner = &self.0;
         if self.is_draining() {
             return Err(SubmitError::Draining);
@@ -128,8 +168,6 @@ impl Engine {
         let run = job.id;
         let job = Arc::new(job);
         let admission = Admission { rules, max_depth: inner.settings.max_depth, max_bytes: inner.settings.max_bytes };
-        // Registered before anything is sent, so that no ending can come too early.
-        let waiter = inner.waiters.register(run);
         let submission = Submission { job: job.clone(), reply_to: Some(inner.front_door) };
         let rates = match promise {
             Promise::Wait => {
@@ -149,7 +187,7 @@ impl Engine {
                 rates
             }
         };
-        Ok(Accepted { run, rates, waiter })
+        Ok(rates)
     }
 
     /// A run of an account, with its attempts. Knows every run that a caller was told of, even while its row is on its way.

@@ -5,6 +5,7 @@
 //! with its format's version in front ([`Job::encode`]), and lives unchanged until the run ends in an [`Ending`].
 
 mod ending;
+mod event;
 mod ids;
 
 use std::{collections::BTreeMap, str::FromStr};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     ending::{Attempt, AttemptOutcome, Ending, Failure, Outcome},
+    event::{Event, Logged},
     ids::{AccountId, FrontDoorId, KeyId, PromptId, RunId, WorkerId},
 };
 

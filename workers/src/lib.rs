@@ -18,4 +18,4 @@ pub mod retry;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Accepted, CancelOutcome, Engine, EngineSettings, Promise, RunView, SubmitError, Waiter};
+pub use engine::{Accepted, CancelOutcome, Engine, EngineSettings, Events, Promise, RunView, SubmitError, Waiter};

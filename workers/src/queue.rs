@@ -23,6 +23,12 @@
 //! 8. **Cancel** takes a waiting run over in the same way (its ending is stashed in the same step), or flags a leased one and tells its owner.
 //! 9. The **reconciler** asks which unfinished rows of the ledger the queue does not know ([`Queue::missing`]) and restores them.
 //!
+//! A run whose events somebody follows has a **log**: what happened to it, numbered from 1. A run that its caller wants streamed has one from
+//! the start, any other from the moment when somebody follows it first. Enqueue, claim, release and stash write to it in the same
+//! step in which the thing happens, and the worker that makes a streamed call **appends** the text as it comes, under its fence. Each event is
+//! sent to the front doors that follow the run; whoever misses some reads them from the log, which stays for a while after the end. An
+//! append names the place of its first event, so that repeating it writes nothing twice.
+//!
 //! Every step is atomic, fenced where it changes a leased run, and safe to repeat: whoever dies between two of them leaves a lease
 //! that runs out, and the reaper finds in the run itself what to do next.
 //!
@@ -41,12 +47,18 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{Attempt, Ending, Fence, FrontDoorId, Job, Lane, Outcome, RunId, UnixMillis, WorkerId};
+use crate::job::{Attempt, Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, UnixMillis, WorkerId};
 
 /// How long a worker owns a run without a heartbeat, unless it is told otherwise.
 pub const LEASE: Duration = Duration::from_secs(15);
 /// A run that lost more leases than this in a call is poison: it ends as failed and is listed as dead.
 pub const MAX_LOSSES: u32 = 3;
+/// How long the log of a run can be read after its end.
+pub const LOG_RETENTION: Duration = Duration::from_secs(600);
+/// Text that one log keeps, in bytes: more than any model writes. What comes after that reaches those who follow live, and is in the output.
+pub const LOG_BYTES: usize = 4 << 20;
+/// Events that one look into a log returns, at most.
+pub const LOG_PAGE: usize = 256;
 
 /// The store behind the queue does not answer. Nothing is known about whether the step was done; every step may be repeated.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +145,18 @@ pub struct Claim {
     pub queue_ms: u64,
     /// When a worker first took the run; now, for the first one.
     pub started_at: UnixMillis,
+    /// Where the run's log stands; `None` when it has none.
+    pub log: Option<LogMark>,
     pub work: Work,
+}
+
+/// Where the log of a run stands for the owner of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogMark {
+    /// The number that the next event gets.
+    pub next: u64,
+    /// Text of an earlier call was streamed, and nobody was told to forget it.
+    pub streamed: bool,
 }
 
 /// What is left to do for a claimed run.
@@ -246,10 +269,21 @@ pub struct Recalled {
     pub ending: Option<Box<Ending>>,
 }
 
+/// What [`Queue::follow`] found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Followed {
+    /// The events after the asked one, up to a page of them, and how many the log has in all.
+    Log { events: Vec<Logged>, length: u64 },
+    /// The queue has no log of the run and knows none: it never did, or the log's retention is over.
+    Unknown,
+}
+
 /// A message to a front door.
 #[derive(Clone, Debug)]
 pub enum Reply {
     Ended(Box<Ending>),
+    /// Something happened to a run that this front door follows. The ending of such a run comes as its last event, and only so.
+    Event(RunId, Logged),
     /// The connection was broken, or the queue lost its memory: endings may have been missed, ask for what is outstanding.
     Resumed,
 }
@@ -300,6 +334,13 @@ pub trait Queue: Send + Sync + 'static {
 
     /// Renews leases and slots; answers in the order of `held`.
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable>;
+
+    /// Adds the text of a call to the run's log, for the owner of its lease. `first` is the place of the first delta; those that the log
+    /// has already are left out.
+    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable>;
+
+    /// Reads the log of a run after an event; from now on `front_door` is sent what happens to it.
+    async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable>;
 
     /// Stores the ending, frees the slot, settles the tokens and sends the ending to whoever waits.
     async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable>;

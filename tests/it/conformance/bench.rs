@@ -172,6 +172,7 @@ impl FrontDoor {
     pub async fn next(&mut self) -> Ending {
         loop {
             match timeout(PATIENCE, self.replies.recv()).await.expect("an ending").expect("an open channel") {
+                Reply::Event(..) => {}
                 Reply::Ended(ending) => return *ending,
                 Reply::Resumed => {}
             }

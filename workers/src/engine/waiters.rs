@@ -1,8 +1,11 @@
-//! Who waits for which ending in this process.
+//! Who waits in this process: for which ending, for which events.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,8 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    engine::inbox::Inbox,
     fail,
-    job::{Ending, RunId},
+    job::{Ending, Event, Logged, RunId},
     ledger::Ledger,
     queue::Reply,
 };
@@ -26,21 +30,47 @@ const PAGE: usize = 500;
 
 #[derive(Default)]
 pub(super) struct Waiters {
-    waiting: Mutex<HashMap<RunId, Waiting>>,
+    waiting: Mutex<HashMap<RunId, Vec<Waiting>>>,
+    next: AtomicU64,
     /// Told when messages may have been lost.
     missed: tokio::sync::Notify,
 }
 
 struct Waiting {
-    ending: oneshot::Sender<Ending>,
+    id: u64,
     since: Instant,
+    told: Told,
+}
+
+/// What somebody who waits is told.
+enum Told {
+    Ending(oneshot::Sender<Ending>),
+    Events(Inbox),
+}
+
+/// A place among those who wait, given up when it is dropped.
+pub(super) struct Registration {
+    run: RunId,
+    id: u64,
+    waiters: Arc<Waiters>,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut waiting = self.waiters.lock();
+        if let Some(list) = waiting.get_mut(&self.run) {
+            list.retain(|waiting| waiting.id != self.id);
+            if list.is_empty() {
+                waiting.remove(&self.run);
+            }
+        }
+    }
 }
 
 /// The ending to come. Dropping it stops waiting, and changes nothing about the run.
 pub struct Waiter {
-    run: RunId,
     ending: oneshot::Receiver<Ending>,
-    waiters: Arc<Waiters>,
+    _registration: Registration,
 }
 
 impl Waiter {
@@ -55,33 +85,71 @@ impl Waiter {
     }
 }
 
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        self.waiters.lock().remove(&self.run);
-    }
-}
-
 impl Waiters {
     pub fn register(self: &Arc<Self>, run: RunId) -> Waiter {
         let (sender, ending) = oneshot::channel();
-        self.lock().insert(run, Waiting { ending: sender, since: Instant::now() });
-        Waiter { run, ending, waiters: self.clone() }
+        Waiter { ending, _registration: self.enter(run, Told::Ending(sender)) }
+    }
+
+    /// Brings the events of a run to an inbox.
+    pub(super) fn follow(self: &Arc<Self>, run: RunId, inbox: Inbox) -> Registration {
+        self.enter(run, Told::Events(inbox))
+    }
+
+    fn enter(self: &Arc<Self>, run: RunId, told: Told) -> Registration {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().entry(run).or_default().push(Waiting { id, since: Instant::now(), told });
+        Registration { run, id, waiters: self.clone() }
     }
 
     pub fn end(&self, ending: Ending) {
-        let waiting = self.lock().remove(&ending.run);
-        if let Some(waiting) = waiting {
-            // A waiter that left in this moment needs no ending.
-            let _ = waiting.ending.send(ending);
+        let waiting = self.lock().remove(&ending.run).unwrap_or_default();
+        for waiting in waiting {
+            match waiting.told {
+                // A waiter that left in this moment needs no ending.
+                Told::Ending(sender) => drop(sender.send(ending.clone())),
+                Told::Events(inbox) => inbox.end(Box::new(ending.clone())),
+            }
         }
+    }
+
+    fn happened(&self, run: RunId, logged: Logged) {
+        if let Event::Ended(ending) = &logged.event {
+            // Those who follow find it in their inbox, with its number; the others need the ending only.
+            let waiting = self.lock().remove(&run).unwrap_or_default();
+            for waiting in waiting {
+                match waiting.told {
+                    Told::Ending(sender) => drop(sender.send((**ending).clone())),
+                    Told::Events(inbox) => inbox.push(logged.clone()),
+                }
+            }
+            return;
+        }
+        for waiting in self.lock().get(&run).into_iter().flatten() {
+            if let Told::Events(inbox) = &waiting.told {
+                inbox.push(logged.clone());
+            }
+        }
+    }
+
+    /// Events may have been lost on their way to this process.
+    fn missed(&self) {
+        for waiting in self.lock().values().flatten() {
+            if let Told::Events(inbox) = &waiting.told {
+                inbox.miss();
+            }
+        }
+        self.missed.notify_one();
     }
 
     /// Runs that were waited for since before `moment`.
     fn since_before(&self, moment: Instant) -> Vec<RunId> {
-        self.lock().iter().filter(|(_, waiting)| waiting.since < moment).map(|(run, _)| *run).collect()
+        let waiting = self.lock();
+        let old = waiting.iter().filter(|(_, list)| list.iter().any(|waiting| waiting.since < moment));
+        old.map(|(run, _)| *run).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Waiting>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, Vec<Waiting>>> {
         // Nothing panics while it holds the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +164,8 @@ pub(super) async fn listen(waiters: Arc<Waiters>, mut replies: mpsc::Receiver<Re
                 waiters.end(*ending);
                 fail::point("reply.after").await;
             }
-            Reply::Resumed => waiters.missed.notify_one(),
+            Reply::Event(run, logged) => waiters.happened(run, logged),
+            Reply::Resumed => waiters.missed(),
         }
     }
 }

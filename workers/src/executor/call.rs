@@ -6,11 +6,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    executor::Shared,
+    executor::{
+        Shared,
+        streaming::{Collector, Writer},
+    },
     fail,
     job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
     ledger::LedgerError,
-    providers::{Call, CallError, Completion, ErrorClass, Unwatched},
+    providers::{Call, CallError, Completion, ErrorClass},
     queue::{Claim, Held, LostCall, Release, Work},
     retry::{Situation, Step, next_step},
 };
@@ -102,14 +105,8 @@ pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
             };
             end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(claim, lost))).await
         }
-        // What was streamed to a caller cannot be taken back, and calling again bills twice: only on request.
-        Work::Lost(lost) if claim.job.stream && !claim.job.repeat_streamed => {
-            let failure = Failure {
-                code: "worker_lost".into(),
-                message: "The worker that streamed this run was lost".into(),
-                retryable: true,
-            };
-            end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(claim, lost))).await
+        Work::Lost(lost) if claim.log.is_some_and(|log| log.streamed) && !claim.job.repeat_streamed => {
+            end(shared, claim, streamed_and_lost(), Some(lost_attempt(claim, lost))).await
         }
         Work::Lost(lost) => {
             record_attempt(shared, claim, lost_attempt(claim, lost)).await;
@@ -151,13 +148,22 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         deadline: clock.started + remaining,
     };
     tracing::debug!(run = %claim.job.id, attempt = claim.attempt, provider = target.provider, "calling");
-    let mut sink = Unwatched;
+    let collector = Collector::default();
+    let log = claim.log.filter(|_| claim.job.stream);
+    let mut writer = log.map(|log| Writer::new(shared, claim, log, &collector));
     let answer = async {
         upstream.shaper.ready().await;
         fail::point("call.before").await;
-        let answer = upstream.provider.call(request, &mut sink).await;
+        let answer = upstream.provider.call(request, &mut collector.clone()).await;
+        collector.end();
         fail::point("call.after").await;
         answer
+    };
+    let answer = async {
+        match &mut writer {
+            Some(writer) => tokio::join!(answer, writer.write()).0,
+            None => answer.await,
+        }
     };
     let answer = tokio::select! {
         biased;
@@ -166,6 +172,8 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         answer = tokio::time::timeout_at(request.deadline, answer) => Ok(answer.unwrap_or_else(|_| Err(past_deadline()))),
     };
     tracing::debug!(run = %claim.job.id, took = ?clock.started.elapsed(), "called");
+    // What was streamed to a caller cannot be taken back, and calling again bills twice: only on request.
+    let streamed = log.zip(writer).is_some_and(|(log, writer)| writer.has_written(log)) && !claim.job.repeat_streamed;
     match answer {
         Ok(Ok(completion)) => succeed(shared, claim, target, &clock, completion).await,
         Ok(Err(error)) => fail(shared, claim, target, &clock, error).await,
@@ -185,6 +193,9 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
                 detail: Some("the worker shut down and handed the run back".into()),
                 ..clock.attempt(shared, claim, target, Usage::default())
             };
+            if streamed {
+                return end(shared, claim, streamed_and_lost(), Some(attempt)).await;
+            }
             // A ledger that is away must not keep the run from the next worker.
             tokio::join!(give_back(shared, claim, Release::HandBack), record_attempt(shared, claim, attempt)).0
         }
@@ -195,6 +206,9 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
                 detail: Some("the lease was lost during the call".into()),
                 ..clock.attempt(shared, claim, target, Usage::default())
             };
+            if streamed {
+                return end(shared, claim, streamed_and_lost(), Some(attempt)).await;
+            }
             record_attempt(shared, claim, attempt).await;
             Done::Gone
         }
@@ -349,6 +363,14 @@ fn lost_attempt(claim: &Claim, lost: &LostCall) -> Attempt {
 
 fn target(claim: &Claim) -> Option<&Target> {
     claim.job.targets.get(claim.target)
+}
+
+fn streamed_and_lost() -> Outcome {
+    Outcome::Failed(Failure {
+        code: "worker_lost".into(),
+        message: "The worker that streamed this run was lost".into(),
+        retryable: true,
+    })
 }
 
 fn no_target() -> Failure {

@@ -14,6 +14,7 @@ mod lanes;
 mod leases;
 mod limits;
 mod line;
+mod log;
 mod minute;
 #[cfg(test)]
 mod property;
@@ -40,8 +41,8 @@ use self::{
     state::{Pending, State},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, Queue, QueueStats, Recalled, Release, Renewal, Reply,
-    Restored, ScopeLimits, Sighting, Submission, Unreachable,
+    Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, LEASE, Queue, QueueStats, Recalled, Release,
+    Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
 };
 use crate::job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId};
 
@@ -79,15 +80,18 @@ impl EmbeddedQueue {
 
     /// Makes one step of the state machine, and wakes waiters when it may have made a run claimable.
     fn step<T>(&self, step: impl FnOnce(&mut State, Now) -> T) -> T {
-        let (answer, changed) = {
+        let (answer, changed, outbox) = {
             let mut state = self.lock();
             // Read under the lock, so that time never runs backwards from one step to the next.
             let now = Now { at: Instant::now(), micros: chrono::Utc::now().timestamp_micros() };
             let before = state.changes();
             state.tidy(now);
             let answer = step(&mut state, now);
-            (answer, state.changes() != before)
+            (answer, state.changes() != before, state.take_outbox())
         };
+        for (front_door, reply) in outbox {
+            self.doors.send(front_door, || reply);
+        }
         if changed {
             self.wake.notify_waiters();
         }
@@ -141,6 +145,14 @@ impl Queue for EmbeddedQueue {
 
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
         Ok(self.step(|state, now| state.heartbeat(worker, held, now)))
+    }
+
+    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable> {
+        Ok(self.step(|state, _| state.append(run, fence, first, deltas)))
+    }
+
+    async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
+        Ok(self.step(|state, _| state.follow(run, front_door, after)))
     }
 
     async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {

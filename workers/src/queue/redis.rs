@@ -19,8 +19,10 @@
 //! `requests:<scope>` and `calls:<rule>:<subject>` are the moments of the last minute's requests, `tokens:<scope>` and `amounts:<scope>` its tokens.
 //! `paused:<scope>` and `paused` hold a scope, or everything, back.
 //!
+//! `events:<id>` is the log of a run's events, a list: its n-th element is event n. It outlives the run by its own time to live.
+//!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
-//! they block on it. `reply:<front door>` is a stream of endings, read and trimmed by that front door alone. `cancel` is the channel on
+//! they block on it. `reply:<front door>` is a stream of endings and events, read and trimmed by that front door alone. `cancel` is the channel on
 //! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `forgot` says since when, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
 //!
@@ -59,8 +61,9 @@ use self::{
     wire::{Read, Row},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats, Recalled,
-    Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
+    Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats, MAX_LOSSES,
+    Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
+    ending_in_queue,
 };
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WorkerId},
@@ -241,6 +244,19 @@ impl Queue for RedisQueue {
             }));
         }
         Ok(renewals)
+    }
+
+    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable> {
+        let mut step = self.step(&scripts::APPEND).arg(run.to_string()).arg(fence.0).arg(first).arg(LOG_BYTES);
+        for delta in deltas {
+            step = step.arg(delta);
+        }
+        wire::held(&self.run::<String>(step).await?)
+    }
+
+    async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
+        let step = self.step(&scripts::FOLLOW).arg(run.to_string()).arg(front_door.to_string());
+        wire::followed(&self.run::<Vec<Vec<u8>>>(step.arg(after).arg(LOG_PAGE)).await?, after)
     }
 
     async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Claimed, Held, Queue, QueueStats, Recalled, Release, Renewal, Reply,
-        Restored, ScopeLimits, Sighting, Submission, Unreachable,
+        Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, Queue, QueueStats, Recalled, Release, Renewal,
+        Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
         embedded::{EmbeddedQueue, EmbeddedSettings},
     },
 };
@@ -25,6 +25,7 @@ pub enum Step {
     Enqueue,
     Claim,
     Heartbeat,
+    Append,
     Stash,
     Finish,
     Release,
@@ -102,6 +103,14 @@ impl Queue for FaultyQueue {
 
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
         self.step(Step::Heartbeat, self.inner.heartbeat(worker, held)).await
+    }
+
+    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable> {
+        self.step(Step::Append, self.inner.append(run, fence, first, deltas)).await
+    }
+
+    async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
+        self.inner.follow(run, front_door, after).await
     }
 
     async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {

@@ -7,7 +7,7 @@ use super::{
     state::State,
 };
 use crate::{
-    job::{RunId, WorkerId},
+    job::{Event, RunId, WorkerId},
     queue::{Claim, Claimed, ScopeLimits},
 };
 
@@ -81,6 +81,9 @@ impl State {
         self.leases.grant(run, Some(worker), if call { Task::Call } else { Task::Expire }, since, now);
         if let Some(lease) = run.lease_mut() {
             lease.charge = charge;
+        }
+        if let Some(log) = run.log.as_mut().filter(|_| call) {
+            log.note(run.job.id, Event::Started { attempt: run.attempts }, &mut self.outbox);
         }
         run.claim().ok_or(Fit::Never)
     }

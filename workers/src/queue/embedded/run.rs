@@ -4,9 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::minute::Entry;
+use super::{
+    log::{Log, Outbox},
+    minute::Entry,
+};
 use crate::{
-    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
+    job::{Ending, Event, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
     queue::{Claim, LostCall, MAX_LOSSES, Work},
 };
 
@@ -54,6 +57,8 @@ pub(super) struct Run {
     pub(super) target: usize,
     /// When a worker first took it for a call.
     pub(super) started_at: Option<UnixMillis>,
+    /// What happened to it, if anybody is to be told.
+    pub(super) log: Option<Box<Log>>,
     pub(super) place: Place,
 }
 
@@ -156,8 +161,17 @@ impl Run {
             target: self.target,
             queue_ms: lease.queue_ms,
             started_at: self.started_at.unwrap_or(lease.taken_at),
+            log: self.log.as_ref().map(|log| log.mark()),
             work,
         })
+    }
+
+    /// Writes the ending to the log. Returns who waits for it and is not told by the log.
+    pub(super) fn announce(&mut self, ending: &Ending, outbox: &mut Outbox) -> Option<FrontDoorId> {
+        if let Some(log) = &mut self.log {
+            log.note(self.job.id, Event::Ended(Box::new(ending.clone())), outbox);
+        }
+        self.reply_to.filter(|&front_door| self.log.as_ref().is_none_or(|log| !log.follows(front_door)))
     }
 
     pub(super) fn id(&self) -> RunId {

@@ -10,6 +10,7 @@ use super::{
     leases::{Leases, Tombstones},
     limits::Scope,
     line::End,
+    log::{KeptLogs, Log, Outbox},
     run::{Now, Place, Run, Task, far, millis, weight},
     waiting::Waiting,
 };
@@ -35,8 +36,11 @@ pub(super) struct State {
     /// Turns given so far; the scopes of a lane go round by it.
     pub(super) turns: u64,
     pub(super) paused: bool,
+    pub(super) logs: KeptLogs,
+    /// What is to be sent when the step is done.
+    pub(super) outbox: Outbox,
     rates: Rates,
-    tombstones: Tombstones,
+    pub(super) tombstones: Tombstones,
     fresh: bool,
     /// Grows with every change that may let a worker claim something.
     changes: u64,
@@ -64,6 +68,8 @@ impl State {
             lanes: Lanes::default(),
             turns: 0,
             paused: false,
+            logs: KeptLogs::default(),
+            outbox: Outbox::new(),
             rates: Rates::default(),
             tombstones: Tombstones::default(),
             fresh: true,
@@ -75,6 +81,7 @@ impl State {
     /// Does what time alone brings about. To be called before every step.
     pub(super) fn tidy(&mut self, now: Now) {
         self.tombstones.prune(now);
+        self.logs.prune(now);
         self.rates.prune(now.at);
         while let Some((due, id)) = self.waiting.first_due()
             && due <= now.at
@@ -88,6 +95,10 @@ impl State {
 
     pub(super) fn changes(&self) -> u64 {
         self.changes
+    }
+
+    pub(super) fn take_outbox(&mut self) -> Outbox {
+        std::mem::take(&mut self.outbox)
     }
 
     pub(super) fn pending(&self, worker: WorkerId) -> Pending {
@@ -133,6 +144,9 @@ impl State {
             // Whoever restored it did not know who waits.
             if let (None, Some(front_door)) = (run.reply_to, reply_to) {
                 run.reply_to = reply_to;
+                if let Some(log) = &mut run.log {
+                    log.follow(front_door);
+                }
                 missed = run.lease().and_then(|lease| lease.ending.clone()).map(|ending| (front_door, ending));
             }
         } else if matches!(admitted, Admitted::Yes { .. }) {
@@ -182,7 +196,7 @@ impl State {
             }
         }
         self.changes += 1;
-        (Held::Done, run.reply_to)
+        (Held::Done, run.announce(ending, &mut self.outbox))
     }
 
     pub(super) fn finish(&mut self, runs: &[(RunId, Fence)], now: Now) {
@@ -198,7 +212,9 @@ impl State {
             if let Some(scope) = self.scopes.get_mut(run.scope()) {
                 scope.free(id, expires);
             }
-            self.runs.remove(&id);
+            if let Some(log) = self.runs.remove(&id).and_then(|run| run.log) {
+                self.logs.keep(id, *log, now);
+            }
             self.tombstones.add(id, now);
             self.changes += 1;
         }
@@ -225,6 +241,9 @@ impl State {
         }
         self.leases.drop(id, lease);
         run.place = Place::Nowhere;
+        if let Some(log) = run.log.as_mut().filter(|log| how != Release::HandBack || log.streamed()) {
+            log.retrying(id, &mut self.outbox);
+        }
         match how {
             Release::Retry { after, target } | Release::Limited { after, target } => {
                 run.limited += i32::from(limited);
@@ -296,7 +315,8 @@ impl State {
         if let Some(lease) = run.lease_mut() {
             lease.ending = Some(ending.clone());
         }
-        (Cancelled::Ended { job: run.job.clone(), ending }, run.reply_to)
+        let reply_to = run.announce(&ending, &mut self.outbox);
+        (Cancelled::Ended { job: run.job.clone(), ending }, reply_to)
     }
 
     pub(super) fn pause_scope(&mut self, scope: &str, after: Duration, now: Now) {
@@ -373,6 +393,7 @@ impl State {
         if self.knows(job.id) {
             return;
         }
+        let log = job.stream.then(|| Box::new(Log::begin(reply_to)));
         let mut run = Run {
             bytes: weight(&job),
             deadline: far(now.at, Duration::from_millis(job.deadline.since(now.wall()))),
@@ -383,6 +404,7 @@ impl State {
             losses: 0,
             target: 0,
             started_at: None,
+            log,
             place: Place::Nowhere,
         };
         self.waiting.enter(&mut run, now.at, End::Back);

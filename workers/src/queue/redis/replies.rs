@@ -1,6 +1,6 @@
 //! Endings on their way to a front door: its stream is read over a connection of its own.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use redis::{RedisError, Value, aio::MultiplexedConnection, streams::StreamReadReply};
 use tokio::{
@@ -9,9 +9,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::connect::{Connections, unreachable};
+use super::{
+    connect::{Connections, unreachable},
+    wire::parse,
+};
 use crate::{
-    job::Ending,
+    job::{Ending, Event, Logged},
     queue::{Reply, Unreachable},
 };
 
@@ -79,10 +82,10 @@ impl Reader {
                 continue;
             };
             match self.read(open).await {
-                Ok(endings) => {
+                Ok(replies) => {
                     backoff = Backoff::default();
-                    for ending in endings {
-                        if self.send.send(Reply::Ended(Box::new(ending))).await.is_err() {
+                    for reply in replies {
+                        if self.send.send(reply).await.is_err() {
                             return;
                         }
                     }
@@ -98,8 +101,8 @@ impl Reader {
         }
     }
 
-    /// Waits for the next endings, after trimming those that were passed on.
-    async fn read(&mut self, connection: &mut MultiplexedConnection) -> Result<Vec<Ending>, RedisError> {
+    /// Waits for the next messages, after trimming those that were passed on.
+    async fn read(&mut self, connection: &mut MultiplexedConnection) -> Result<Vec<Reply>, RedisError> {
         let block = if self.memory.is_sweeping() { SWEEP_EVERY } else { BLOCK };
         let mut read = redis::pipe();
         read.cmd("XTRIM").arg(&self.stream).arg("MINID").arg(after(&self.last)).ignore();
@@ -112,26 +115,32 @@ impl Reader {
             answer.map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
         self.memory.saw(epoch, Instant::now());
 
-        let mut endings = Vec::new();
+        let mut replies = Vec::new();
         for entry in entries.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| stream.ids) {
-            match entry.map.get("ending").and_then(decode) {
-                Some(ending) => endings.push(ending),
+            match reply(&entry.map) {
+                Some(reply) => replies.push(reply),
                 None => {
-                    tracing::warn!(stream = %self.stream, entry = %entry.id, "an ending was written by another version; its waiter asks the ledger");
+                    tracing::warn!(stream = %self.stream, entry = %entry.id, "a message was written by another version; who waits for it asks the ledger");
                     self.memory.sweep(Instant::now());
                 }
             }
             self.last = entry.id;
         }
-        Ok(endings)
+        Ok(replies)
     }
 }
 
-fn decode(value: &Value) -> Option<Ending> {
-    match value {
-        Value::BulkString(bytes) => Ending::decode(bytes).ok(),
+/// A message: an ending alone, or an event with its run and its place.
+fn reply(fields: &HashMap<String, Value>) -> Option<Reply> {
+    let field = |name| match fields.get(name) {
+        Some(Value::BulkString(bytes)) => Some(bytes.as_slice()),
         _ => None,
+    };
+    if let Some(ending) = field("ending") {
+        return Some(Reply::Ended(Box::new(Ending::decode(ending).ok()?)));
     }
+    let event = Event::decode(field("event")?).ok()?;
+    Some(Reply::Event(parse(field("run")?).ok()?, Logged { seq: parse(field("seq")?).ok()?, event }))
 }
 
 /// The first id after `id`.

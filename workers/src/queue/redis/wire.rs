@@ -6,8 +6,8 @@ use redis::{FromRedisValue, Value};
 
 use super::{connect::unreachable, scripts::Invocation};
 use crate::{
-    job::{Ending, Fence, FrontDoorId, Job, RunId, UnixMillis, WorkerId},
-    queue::{Admission, Admitted, Claim, Held, LostCall, RateLeft, Unreachable, Work},
+    job::{Ending, Event, Fence, FrontDoorId, Job, Logged, RunId, UnixMillis, WorkerId},
+    queue::{Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, Unreachable, Work},
 };
 
 /// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
@@ -51,6 +51,7 @@ pub(super) fn put(
         .arg(job.tokens.min(MAX_TOKENS))
         .arg(attempts)
         .arg(limited)
+        .arg(if job.stream { "1" } else { "" })
         .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
         .arg(bytes)
 }
@@ -100,7 +101,7 @@ pub(super) fn held(answer: &str) -> Result<Held, Unreachable> {
     }
 }
 
-/// A claim as the scripts hand it out: fourteen strings.
+/// A claim as the scripts hand it out: fifteen strings.
 pub(super) type Row = Vec<Vec<u8>>;
 
 /// A row, read.
@@ -114,8 +115,8 @@ pub(super) enum Read {
 }
 
 pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
-    let row: [Vec<u8>; 14] = row.try_into().map_err(|_| garbled("a claim has another length"))?;
-    let [id, job, fence, attempt, limited, target, waited, started, work, lost @ .., ending] = row;
+    let row: [Vec<u8>; 15] = row.try_into().map_err(|_| garbled("a claim has another length"))?;
+    let [id, job, fence, attempt, limited, target, waited, started, work, lost @ .., ending, log] = row;
     let run = parse(&id)?;
     let fence = Fence(parse(&fence)?);
     let Ok(job) = Job::decode(&job) else { return Ok(Read::Foreign { run, fence }) };
@@ -139,8 +140,30 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
         target: parse(&target)?,
         queue_ms: parse(&waited)?,
         started_at: UnixMillis(parse(&started)?),
+        log: log_mark(&log)?,
         work,
     })))
+}
+
+/// Reads the answer of `mark` in `log.lua`.
+fn log_mark(mark: &[u8]) -> Result<Option<LogMark>, Unreachable> {
+    let (next, streamed) = match mark {
+        [] => return Ok(None),
+        [next @ .., b'd'] => (next, true),
+        next => (next, false),
+    };
+    Ok(Some(LogMark { next: parse(next)?, streamed }))
+}
+
+/// Reads the answer of `follow.lua`. Events of another version are passed over: their readers have the ending.
+pub(super) fn followed(answer: &[Vec<u8>], after: u64) -> Result<Followed, Unreachable> {
+    let (length, events) = answer.split_first().ok_or_else(|| garbled("a log without its length"))?;
+    let length = parse(length)?;
+    if length == 0 {
+        return Ok(Followed::Unknown);
+    }
+    let logged = |(seq, event): (u64, &Vec<u8>)| Logged { seq, event: Event::decode(event).unwrap_or(Event::Skipped) };
+    Ok(Followed::Log { events: (after + 1..).zip(events).map(logged).collect(), length })
 }
 
 fn lost_call([worker, fence, attempt, taken]: &[Vec<u8>; 4]) -> Result<LostCall, Unreachable> {

@@ -190,7 +190,8 @@ local function hand_out(head)
   redis.call('LPOP', head.line)
   scope.heads[lane] = nil
   local job = redis.call('GET', key('job', id))
-  local fence, attempts, limited, target, started = read(id, 'fence', 'attempts', 'limited', 'target', 'started')
+  local fence, attempts, limited, target, started, log, followers =
+    read(id, 'fence', 'attempts', 'limited', 'target', 'started', 'log', 'followers')
   end_wait(id, lane)
   if not job then
     forget(id)
@@ -202,6 +203,7 @@ local function hand_out(head)
   if head.work == 'call' then
     started = started or whole(now)
     redis.call('HSET', key('run', id), 'attempts', attempt, 'taken', whole(now), 'waited', whole(waited), 'started', started)
+    if log then note(id, followers, 's' .. whole(attempt)) end
     redis.call('ZADD', key('slots', scope.name), now + lease, id)
     if scope.slots then scope.slots = scope.slots - 1 end
     if scope.counted then
@@ -227,7 +229,7 @@ local function hand_out(head)
   bytes = bytes + #job
   claims[#claims + 1] = {
     id, job, fence, whole(attempt), limited or '0', target or '0', whole(waited), started or whole(now), head.work,
-    '', '', '', '', '',
+    '', '', '', '', '', mark(id, log),
   }
 end
 

@@ -12,6 +12,7 @@ local LANES = { 'interactive', 'default', 'batch' }
 local WILDCARD = '*'
 local WAKE_TTL = 60000
 local REPLY_TTL = 600000
+local LOG_TTL = 600000
 local MINUTE = 60000
 -- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
 local ANSWER_BYTES = 4 * 1024 * 1024
@@ -112,7 +113,7 @@ end
 
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.
 local function forget(id)
-  redis.call('DEL', key('run', id), key('job', id), key('end', id))
+  redis.call('DEL', key('run', id), key('job', id), key('end', id), key('events', id))
   redis.call('ZREM', key('lease'), id)
   redis.call('ZREM', key('delay'), id)
   redis.call('ZREM', key('deadlines'), id)

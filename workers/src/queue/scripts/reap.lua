@@ -14,11 +14,12 @@ local function take_over(id, fence, work, job, ending)
   if work == 'record' then redis.call('HSET', key('run', id), 'state', 'ended') end
   local attempts, limited, target, ready, waited, started =
     read(id, 'attempts', 'limited', 'target', 'ready', 'waited', 'started')
-  local lost_worker, lost_fence, lost_attempt, lost_taken = read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
+  local lost_worker, lost_fence, lost_attempt, lost_taken, log =
+    read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken', 'log')
   bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
     id, job, new_fence, whole((tonumber(attempts) or 0) + 1), limited or '0', target or '0',
-    waited or whole(math.max(now - tonumber(ready), 0)), started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '',
+    waited or whole(math.max(now - tonumber(ready), 0)), started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
   }
 end
 

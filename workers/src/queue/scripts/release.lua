@@ -12,13 +12,18 @@ if uncounted and work ~= 'call' then
 end
 
 local attempts, deadline, cancel = read(id, 'attempts', 'deadline', 'cancel')
-local scopes, ready, tokens = read(id, 'scopes', 'ready', 'tokens')
+local scopes, ready, tokens, log, followers = read(id, 'scopes', 'ready', 'tokens', 'log', 'followers')
 local size = redis.call('STRLEN', key('job', id))
 free_slot(id, scope)
 redis.call('ZREM', key('lease'), id)
 redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
 
 if ARGV[5] == 'limited' and work == 'call' then redis.call('HINCRBY', key('run', id), 'limited', 1) end
+-- Whoever follows is told of the retry, and that the text which was streamed does not count.
+if log and (not uncounted or log == 'd') then
+  note(id, followers, 'r')
+  redis.call('HSET', key('run', id), 'log', '1')
+end
 local since = now
 if uncounted then
   attempts = math.max((tonumber(attempts) or 1) - 1, 0)

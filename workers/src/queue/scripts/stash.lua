@@ -1,6 +1,7 @@
 -- ARGV: id, fence, tokens used (or empty), lease, life of a tombstone, ending. Answers 'done', 'elsewhere' or 'unknown'.
 local id, used, ending = ARGV[1], tonumber(ARGV[3]), ARGV[6]
-local state, fence, scope, reply_to, work, lane = read(id, 'state', 'fence', 'scope', 'reply_to', 'work', 'lane')
+local state, fence, scope, work, lane, reply_to, log, followers =
+  read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers')
 if not state then
   -- The queue lost its memory. The ending goes to the ledger, and until it is there nobody should restore the run.
   redis.call('HSET', key('run', id), 'state', 'done', 'fence', ARGV[2])
@@ -23,5 +24,5 @@ redis.call('SET', key('end', id), ending)
 redis.call('HSET', key('run', id), 'state', 'ended')
 if work == 'call' and used then settle(scope, id, fence, used) end
 free_slot(id, scope)
-reply(reply_to, ending)
+announce(id, ending, reply_to, log, followers)
 return 'done'

@@ -1,0 +1,136 @@
+//! What happens to a run, as server-sent events: `POST /api/v1/run` with `stream: true`, and `GET /api/v1/runs/{id}/events`.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    extract::{Path, RawQuery, State, rejection::PathRejection},
+    http::{HeaderMap, HeaderName, StatusCode},
+    response::Response,
+};
+use workers::{
+    RunView,
+    job::{Event, Logged},
+};
+
+use super::{
+    Door,
+    error::ApiError,
+    event_body::{EventBody, Subject},
+    headers::{self, RunFacts},
+    runs::run_id,
+    sse::{self, Frame, Source},
+};
+use crate::{
+    keys::Principal,
+    run::{Followed, Streamed},
+};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Tells the caller of a new run everything.
+pub(super) fn of_new(mut streamed: Streamed) -> Response {
+    let facts = RunFacts::of_stream(&mut streamed);
+    let mut response = sse::response(streamed);
+    facts.insert(response.headers_mut(), None);
+    response
+}
+
+/// Tells what happened, and happens, to a run of the caller's account: from its beginning, or after the event that `Last-Event-ID` or
+/// `after` names.
+pub(super) async fn show(
+    State(door): State<Arc<Door>>,
+    Extension(principal): Extension<Arc<Principal>>,
+    id: Result<Path<String>, PathRejection>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let run = run_id(id)?;
+    let after = after(query.as_deref(), &headers)?;
+    let followed = door.runner.follow(principal.account.id, run, after).await?;
+    let (version, queue_ms) = (followed.run.prompt_version, followed.run.queue_ms);
+    let mut response = sse::response(followed);
+    headers::insert_run(response.headers_mut(), run, version, queue_ms);
+    Ok(response)
+}
+
+/// The header is what a browser sends when it connects again, so it counts more than the address that it connects to.
+fn after(query: Option<&str>, headers: &HeaderMap) -> Result<u64, ApiError> {
+    let number = |name: &str, text: &str| {
+        let sentence = || format!("'{name}' must be the number of an event");
+        text.parse().map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence()))
+    };
+    if let Some(value) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) {
+        return number("Last-Event-ID", value.to_str().unwrap_or_default());
+    }
+    let mut after = 0;
+    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=').unwrap_or((pair, "")) {
+            ("after", text) => after = number("after", text)?,
+            _ => {
+                let sentence = "The only parameter of this address is 'after'";
+                return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence));
+            }
+        }
+    }
+    Ok(after)
+}
+
+impl Source for Streamed {
+    async fn next(&mut self) -> Option<Frame> {
+        let subject = Subject { run: self.run, prompt_version: self.prompt_version, created_at: self.created_at };
+        loop {
+            let logged = Streamed::next(self).await?;
+            if let Some(frame) = frame(subject, &logged) {
+                return Some(frame);
+            }
+        }
+    }
+}
+
+impl Source for Followed {
+    async fn next(&mut self) -> Option<Frame> {
+        let RunView { id, prompt_version, created_at, .. } = self.run;
+        let subject = Subject { run: id, prompt_version, created_at };
+        loop {
+            let logged = Followed::next(self).await?;
+            if let Some(frame) = frame(subject, &logged) {
+                return Some(frame);
+            }
+        }
+    }
+}
+
+/// `None` for an event that callers are not told of.
+fn frame(subject: Subject, logged: &Logged) -> Option<Frame> {
+    let body = EventBody::new(subject, logged)?;
+    // Strings, numbers and maps with string keys always serialise.
+    let data = serde_json::to_vec(&body).unwrap_or_default();
+    Some(Frame { bytes: sse::event(logged.seq, body.name(), &data), last: matches!(logged.event, Event::Ended(_)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_place_to_go_on_from() {
+        let check = |query: Option<&str>, header: Option<&'static str>, expect: Option<u64>| {
+            let mut headers = HeaderMap::new();
+            if let Some(header) = header {
+                headers.insert(LAST_EVENT_ID, HeaderValue::from_static(header));
+            }
+            assert_eq!(after(query, &headers).ok(), expect, "{query:?} {header:?}");
+        };
+        check(None, None, Some(0));
+        check(Some(""), Some(""), Some(0));
+        check(Some("after=7"), None, Some(7));
+        check(Some("after=7"), Some("9"), Some(9));
+        check(None, Some("soon"), None);
+        check(Some("after=-1"), None, None);
+        check(Some("after="), None, None);
+        check(Some("since=1"), None, None);
+    }
+}

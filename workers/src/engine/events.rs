@@ -1,0 +1,178 @@
+//! The events of one run, in their order, each of them once: live ones as they come, missed ones from the log.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+
+use super::{
+    inbox::{Inbox, News},
+    waiters::{Registration, Waiters},
+};
+use crate::{
+    job::{Ending, Event, FrontDoorId, Logged, RunId},
+    ledger::Ledger,
+    queue::{Followed, Queue, Unreachable},
+};
+
+/// The pause before a log that cannot be reached is asked again.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// A reader of a run's events. Dropping it stops reading, and changes nothing about the run.
+pub struct Events {
+    run: RunId,
+    /// The number of the last event that was read.
+    read: u64,
+    /// What the log's numbers are behind those that were read: above 0 once a log was lost and began anew.
+    behind: u64,
+    found: VecDeque<Logged>,
+    inbox: Inbox,
+    /// Events were missed: the log has them.
+    must_look: bool,
+    /// The run has ended, and no event said so yet.
+    heard: Option<Box<Ending>>,
+    ended: bool,
+    queue: Arc<dyn Queue>,
+    ledger: Ledger,
+    front_door: FrontDoorId,
+    _registration: Registration,
+}
+
+impl Events {
+    /// Follows a run from after the event `after`.
+    pub(super) fn new(
+        run: RunId,
+        after: u64,
+        waiters: &Arc<Waiters>,
+        queue: Arc<dyn Queue>,
+        ledger: Ledger,
+        front_door: FrontDoorId,
+    ) -> Self {
+        let inbox = Inbox::default();
+        let registration = waiters.follow(run, inbox.clone());
+        Self {
+            run,
+            read: after,
+            behind: 0,
+            found: VecDeque::new(),
+            inbox,
+            must_look: false,
+            heard: None,
+            ended: false,
+            queue,
+            ledger,
+            front_door,
+            _registration: registration,
+        }
+    }
+
+    /// The first event of a run that is about to be enqueued: nobody has to be asked for it.
+    pub(super) fn begin(mut self) -> Self {
+        self.found.push_back(Logged { seq: 1, event: Event::Queued });
+        self
+    }
+
+    /// The next event; `None` after the last one. Waits for as long as nothing happens. A call that is dropped loses nothing.
+    pub async fn next(&mut self) -> Option<Logged> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            if let Some(logged) = self.found.pop_front() {
+                self.read = logged.seq;
+                self.ended = matches!(logged.event, Event::Ended(_));
+                return Some(logged);
+            }
+            // What news asks for is kept until it is done, because this call may be dropped at any time.
+            if self.heard.is_some() {
+                self.end().await;
+            } else if self.must_look {
+                if let Err(error) = self.look().await {
+                    tracing::debug!(run = %self.run, %error, "the log of a run cannot be read yet");
+                    sleep(PAUSE).await;
+                }
+            } else {
+                match self.inbox.next().await {
+                    News::Event(Logged { seq, event }) => {
+                        let seq = seq + self.behind;
+                        if seq == self.read + 1 {
+                            self.found.push_back(Logged { seq, event });
+                        } else if seq > self.read {
+                            self.must_look = true;
+                        }
+                    }
+                    News::Missed => self.must_look = true,
+                    News::Ended(ending) => self.heard = Some(ending),
+                }
+            }
+        }
+    }
+
+    /// The run has ended. What its log holds comes first, if there is one and it can be read.
+    async fn end(&mut self) {
+        let _ = self.look().await;
+        let Some(ending) = self.heard.take() else { return };
+        if !self.found.iter().any(|logged| matches!(logged.event, Event::Ended(_))) {
+            let seq = self.found.back().map_or(self.read, |last| last.seq) + 1;
+            self.found.push_back(Logged { seq, event: Event::Ended(ending) });
+        }
+    }
+
+    /// The ending, whatever else happens before it; `None` when it has been read already.
+    pub async fn ending(&mut self) -> Option<Box<Ending>> {
+        while let Some(logged) = self.next().await {
+            if let Event::Ended(ending) = logged.event {
+                return Some(ending);
+            }
+        }
+        None
+    }
+
+    /// Reads what the log has after the last event that was read, and follows the run from there.
+    pub(super) async fn look(&mut self) -> Result<(), Unreachable> {
+        loop {
+            let after = self.read.saturating_sub(self.behind);
+            let (events, length) = match self.queue.follow(self.run, self.front_door, after).await? {
+                Followed::Log { events, length } => (events, length),
+                Followed::Unknown => return self.look_in_ledger().await,
+            };
+            self.must_look = false;
+            if length < after {
+                // It was lost and began anew: what was read of the old one does not count.
+                self.read += 1;
+                self.behind = self.read;
+                self.found.push_back(Logged { seq: self.read, event: Event::Retrying });
+                continue;
+            }
+            let got = events.len() as u64;
+            let events = events.into_iter().map(|Logged { seq, event }| Logged { seq: seq + self.behind, event });
+            self.found.extend(events);
+            if after + got < length {
+                // The rest is worth another page when this one has been read.
+                self.must_look = true;
+            }
+            return Ok(());
+        }
+    }
+
+    /// A run without a log has ended some time ago, or is on its way into the queue.
+    async fn look_in_ledger(&mut self) -> Result<(), Unreachable> {
+        let endings = self.ledger.endings(&[self.run]).await.map_err(|error| Unreachable(Box::new(error)))?;
+        self.must_look = false;
+        if let Some(ending) = endings.into_iter().next() {
+            let before = [
+                Some(Event::Queued),
+                ending.attempt.as_ref().map(|attempt| Event::Started { attempt: attempt.number }),
+            ];
+            let events = before.into_iter().flatten().chain([Event::Ended(Box::new(ending))]);
+            // Whoever has read more of a log that is gone by now is told the end.
+            let mut found: VecDeque<_> = (1..).zip(events).map(|(seq, event)| Logged { seq, event }).collect();
+            let read = self.read;
+            if let Some(last) = found.back_mut() {
+                last.seq = last.seq.max(read + 1);
+            }
+            found.retain(|logged| logged.seq > read);
+            self.found = found;
+        }
+        Ok(())
+    }
+}

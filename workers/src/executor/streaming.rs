@@ -1,0 +1,139 @@
+//! Text on its way from a streamed call to the log of its run.
+//!
+//! The call never waits: what it says is collected here, and written in one step with all that came since the last one. The first text
+//! goes at once; after each step there is a pause, so that a fast model costs a step every [`WINDOW`] and not one a token.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+
+use crate::{
+    executor::Shared,
+    fail,
+    providers::DeltaSink,
+    queue::{Claim, Held, LogMark},
+};
+
+/// Text that comes within this time of the last step is written together.
+const WINDOW: Duration = Duration::from_millis(15);
+/// How long the last text of a call may hold up its ending while the queue does not answer. The ending has all of it.
+const LAST_TEXT: Duration = Duration::from_secs(2);
+
+/// Collects what a call says.
+#[derive(Clone, Default)]
+pub struct Collector(Arc<Collected>);
+
+#[derive(Default)]
+struct Collected {
+    text: Mutex<Text>,
+    came: Notify,
+}
+
+#[derive(Default)]
+struct Text {
+    new: String,
+    ended: bool,
+}
+
+impl Collector {
+    /// The call has ended: nothing more comes.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.0.came.notify_one();
+    }
+
+    /// What came since this was last asked; `None` when nothing more will. Waits for something to come.
+    async fn next(&self) -> Option<String> {
+        loop {
+            {
+                let mut text = self.lock();
+                if !text.new.is_empty() {
+                    return Some(std::mem::take(&mut text.new));
+                }
+                if text.ended {
+                    return None;
+                }
+            }
+            self.0.came.notified().await;
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Text> {
+        self.0.text.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DeltaSink for Collector {
+    fn delta(&mut self, text: &str) {
+        self.lock().new.push_str(text);
+        self.0.came.notify_one();
+    }
+}
+
+/// Writes text to the log of a claimed run.
+pub struct Writer<'a> {
+    shared: &'a Shared,
+    claim: &'a Claim,
+    collector: &'a Collector,
+    next: u64,
+    /// Written, or perhaps written, and not confirmed.
+    pending: Option<String>,
+}
+
+impl<'a> Writer<'a> {
+    pub fn new(shared: &'a Shared, claim: &'a Claim, log: LogMark, collector: &'a Collector) -> Self {
+        Self { shared, claim, collector, next: log.next, pending: None }
+    }
+
+    /// Writes until the call has ended and all is written, or the run is no longer ours.
+    pub async fn write(&mut self) {
+        while let Some(text) = self.collector.next().await {
+            self.pending = Some(text);
+            let mut gave_up = None;
+            while let Some(text) = &self.pending {
+                let deltas = std::slice::from_ref(text);
+                let (run, fence) = (self.claim.job.id, self.claim.fence);
+                match fail::around("append", self.shared.queue.append(run, fence, self.next, deltas)).await {
+                    Ok(Held::Done) => {
+                        self.next += 1;
+                        self.pending = None;
+                    }
+                    // Its heartbeat tells the same.
+                    Ok(Held::Elsewhere | Held::Unknown) => return,
+                    Err(error) => {
+                        tracing::debug!(%run, %error, "streamed text waits for the queue");
+                        let give_up = gave_up.get_or_insert_with(|| Instant::now() + LAST_TEXT);
+                        if self.collector.has_ended() && Instant::now() >= *give_up {
+                            return;
+                        }
+                        tokio::time::sleep(WINDOW * 4).await;
+                    }
+                }
+            }
+            if !self.collector.has_ended() {
+                tokio::select! {
+                    () = tokio::time::sleep(WINDOW) => {}
+                    () = self.ended() => {}
+                }
+            }
+        }
+    }
+
+    /// Whether a caller may have seen text of this call.
+    pub fn has_written(&self, log: LogMark) -> bool {
+        self.next > log.next || self.pending.is_some()
+    }
+
+    async fn ended(&self) {
+        while !self.collector.has_ended() {
+            self.collector.0.came.notified().await;
+        }
+    }
+}

@@ -1,0 +1,33 @@
+-- The log of a run's events is the list `events:<id>`, whose n-th element is event n. The run's field `log` says that there is one: 'd' while
+-- text is in it that counts, '1' otherwise. `followers` are the front doors that are told, separated by spaces.
+
+local function tell(id, followers, seq, event)
+  for front_door in string.gmatch(followers or '', '%S+') do
+    local stream = key('reply', front_door)
+    redis.call('XADD', stream, '*', 'run', id, 'seq', seq, 'event', event)
+    redis.call('PEXPIRE', stream, REPLY_TTL)
+  end
+end
+
+local function note(id, followers, event)
+  tell(id, followers, redis.call('RPUSH', key('events', id), event), event)
+end
+
+local function follows(followers, front_door)
+  return string.find(' ' .. (followers or '') .. ' ', ' ' .. front_door .. ' ', 1, true) ~= nil
+end
+
+-- Where the log stands, for the owner of a lease: the number of the next event, with a 'd' behind it while text counts.
+local function mark(id, log)
+  if not log then return '' end
+  return (redis.call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
+end
+
+-- The ending is the last event, for those who follow, and a message to the front door that waits.
+local function announce(id, ending, reply_to, log, followers)
+  if log then
+    note(id, followers, 'e' .. ending)
+    redis.call('PEXPIRE', key('events', id), LOG_TTL)
+  end
+  if not (reply_to and follows(followers, reply_to)) then reply(reply_to, ending) end
+end
