@@ -23,6 +23,7 @@ mod event_body;
 mod events;
 mod headers;
 mod health;
+mod idempotency;
 mod prefer;
 mod run_body;
 mod runs;

@@ -14,11 +14,14 @@
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
 //!   told the run's id (202) has nothing left to hang up. A caller whose stream this process ends because it shuts down has not hung up:
 //!   its run goes on, and another process has its events.
+//! - A request with an `Idempotency-Key` is sent again by callers whose connection broke: so its run goes on when its caller hangs up, unless the
+//!   body says `onDisconnect: "cancel"`. A request that was sent before is not refused for anything but its key.
 //! - A run that may outlive its caller's patience (`Prefer: wait=N`, `respond-async`) has the async default timeout, and is
 //!   committed before anybody is told about it.
 
 mod budget;
 mod error;
+mod joined;
 mod json;
 mod plan;
 mod request;
@@ -28,14 +31,16 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use workers::{
-    Accepted, CancelOutcome, Engine, Promise, RunView, Waiter,
+    Accepted, CancelOutcome, Engine, Promise, RunView, SubmitError, Waiter,
     job::{AccountId, Ending, Job, ModelRequest, RunId, UnixMillis, WIRE_VERSION},
+    ledger::{IdempotencyKey, KnownRun},
     queue::{RateLeft, RateRule},
 };
 
 use self::{budget::Budgets, streamed::Progress};
 pub use self::{
     error::{RunError, failure_of},
+    joined::Joined,
     request::{Answer, InvalidRequest, OnDisconnect, PromptName, RunRequest},
     streamed::{Followed, Streamed},
 };
@@ -62,49 +67,67 @@ impl Runner {
     }
 
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
-    pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Started, RunError> {
-        let Planned { job, timeout, answer, on_disconnect, accepted_at } = self.plan(principal, request).await?;
+    pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Begun<Started>, RunError> {
+        let (key, answer) = (request.key.clone(), request.answer);
+        if let Some(known) = self.known(principal, key.as_ref()).await? {
+            return Ok(Begun::Before(self.join(principal, known, answer).await?));
+        }
+        let Planned { job, timeout, on_disconnect, accepted_at } = self.plan(principal, request).await?;
         let (run, prompt_version) = (job.id, job.prompt_version);
-        let promise = match answer {
-            Answer::Wait => Promise::Wait,
-            Answer::WaitAtMost(_) | Answer::Later => Promise::Committed,
+        let created_at = job.created_at;
+        let queued = (answer != Answer::Wait).then(|| Box::new(RunView::waiting(&job)));
+        let promise = match (key, answer) {
+            (Some(key), _) => Promise::Keyed(key),
+            (None, Answer::Wait) => Promise::Wait,
+            (None, Answer::WaitAtMost(_) | Answer::Later) => Promise::Committed,
         };
-        let queued = (promise == Promise::Committed).then(|| Box::new(RunView::waiting(&job)));
         // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
         let cancels = answer != Answer::Later && on_disconnect == OnDisconnect::Cancel;
         let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
         let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
-        let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
-        Ok(Started {
+        let Accepted { rates, waiter } = match accepted.inspect_err(|_| hang_up.armed = false) {
+            Err(SubmitError::Known(known)) => return Ok(Begun::Before(self.join(principal, known, answer).await?)),
+            accepted => accepted?,
+        };
+        Ok(Begun::Now(Started {
             run,
             prompt_version,
             rates,
             account: principal.account.id,
+            created_at,
             accepted_at,
             deadline: later(accepted_at, timeout),
             answer,
             queued,
             waiter,
             hang_up,
-        })
+        }))
     }
 
     /// The same for a caller that follows the run.
-    pub async fn stream(&self, principal: &Principal, request: RunRequest) -> Result<Streamed, RunError> {
-        let Planned { job, timeout, on_disconnect, accepted_at, .. } = self.plan(principal, request).await?;
+    pub async fn stream(&self, principal: &Principal, request: RunRequest) -> Result<Begun<Streamed>, RunError> {
+        let (key, answer) = (request.key.clone(), request.answer);
+        if let Some(known) = self.known(principal, key.as_ref()).await? {
+            return Ok(Begun::Before(self.join(principal, known, answer).await?));
+        }
+        let Planned { job, timeout, on_disconnect, accepted_at } = self.plan(principal, request).await?;
         let (run, prompt_version, created_at) = (job.id, job.prompt_version, job.created_at);
         // A run that goes on without its caller was promised to it with its first event.
-        let promise = match on_disconnect {
-            OnDisconnect::Cancel => Promise::Wait,
-            OnDisconnect::Continue => Promise::Committed,
+        let promise = match (key, on_disconnect) {
+            (Some(key), _) => Promise::Keyed(key),
+            (None, OnDisconnect::Cancel) => Promise::Wait,
+            (None, OnDisconnect::Continue) => Promise::Committed,
         };
         let cancels = on_disconnect == OnDisconnect::Cancel;
         let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
         let accepted = self.engine.submit_streamed(job, rules(principal, &self.config.limits), promise).await;
-        let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+        let Accepted { rates, waiter } = match accepted.inspect_err(|_| hang_up.armed = false) {
+            Err(SubmitError::Known(known)) => return Ok(Begun::Before(self.join(principal, known, answer).await?)),
+            accepted => accepted?,
+        };
         let deadline = later(accepted_at, timeout);
         let progress = Progress::Told(0);
-        Ok(Streamed { run, prompt_version, rates, created_at, deadline, events: waiter, hang_up, progress })
+        Ok(Begun::Now(Streamed { run, prompt_version, rates, created_at, deadline, events: waiter, hang_up, progress }))
     }
 
     /// Resolve, render, and all that can be refused before the queue is asked.
@@ -114,6 +137,7 @@ impl Runner {
         let account = &principal.account;
         let limits = &self.config.limits;
 
+        let on_disconnect = request.on_disconnect();
         request.refuse_unsupported()?;
         plan::admit(account, created_at)?;
         if self.engine.is_draining() || !self.intake.is_open().await? {
@@ -155,8 +179,15 @@ impl Runner {
             keep_content: self.config.keep_content,
             repeat_streamed: prompt.repeat_streamed,
         };
-        let RunRequest { answer, on_disconnect, .. } = request;
-        Ok(Planned { job, timeout, answer, on_disconnect, accepted_at })
+        Ok(Planned { job, timeout, on_disconnect, accepted_at })
+    }
+
+    /// The run of an earlier request with this key.
+    async fn known(&self, principal: &Principal, key: Option<&IdempotencyKey>) -> Result<Option<KnownRun>, RunError> {
+        match key {
+            Some(key) => Ok(self.engine.keyed(principal.account.id, key).await?),
+            None => Ok(None),
+        }
     }
 
     /// A run of the account, with its attempts.
@@ -182,11 +213,18 @@ impl Runner {
     }
 }
 
+/// What came of a request for a run.
+pub enum Begun<T> {
+    /// A new run.
+    Now(T),
+    /// It was sent before, with the same `Idempotency-Key`.
+    Before(Joined),
+}
+
 /// A run that was not refused so far.
 struct Planned {
     job: Job,
     timeout: Duration,
-    answer: Answer,
     on_disconnect: OnDisconnect,
     accepted_at: Instant,
 }
@@ -198,6 +236,7 @@ pub struct Started {
     /// What is left of the limits that the run was counted against.
     pub rates: Vec<RateLeft>,
     account: AccountId,
+    created_at: UnixMillis,
     accepted_at: Instant,
     deadline: Instant,
     answer: Answer,
@@ -212,8 +251,8 @@ pub struct Started {
 pub enum Reply {
     Ended {
         ending: Box<Ending>,
-        /// From the acceptance of the run to this answer.
-        took: Duration,
+        /// From the acceptance of the run to its end.
+        duration_ms: u64,
     },
     /// The run goes on without its caller.
     GoesOn(Box<RunView>),
@@ -244,7 +283,8 @@ impl Started {
             };
             if let Some(ending) = ending {
                 self.hang_up.armed = false;
-                return Reply::Ended { ending: Box::new(ending), took: self.accepted_at.elapsed() };
+                let duration_ms = ending.finished_at.since(self.created_at);
+                return Reply::Ended { ending: Box::new(ending), duration_ms };
             }
         }
         match self.queued.take() {

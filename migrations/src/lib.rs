@@ -6,6 +6,7 @@ mod m20261123_000001_accounts;
 mod m20261123_000002_prompts;
 mod m20261123_000003_runs;
 mod m20261123_000004_intake;
+mod m20261123_000005_idempotency;
 
 pub struct Migrator;
 
@@ -17,6 +18,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000002_prompts::Migration),
             Box::new(m20261123_000003_runs::Migration),
             Box::new(m20261123_000004_intake::Migration),
+            Box::new(m20261123_000005_idempotency::Migration),
         ]
     }
 }

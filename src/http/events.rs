@@ -48,10 +48,15 @@ pub(super) async fn show(
     let run = run_id(id)?;
     let after = after(query.as_deref(), &headers)?;
     let followed = door.runner.follow(principal.account.id, run, after).await?;
-    let (version, queue_ms) = (followed.run.prompt_version, followed.run.queue_ms);
+    Ok(of_known(followed))
+}
+
+/// Tells what happened, and happens, to a run that was there before.
+pub(super) fn of_known(followed: Followed) -> Response {
+    let (run, version, queue_ms) = (followed.run.id, followed.run.prompt_version, followed.run.queue_ms);
     let mut response = sse::response(followed);
     headers::insert_run(response.headers_mut(), run, version, queue_ms);
-    Ok(response)
+    response
 }
 
 /// The header is what a browser sends when it connects again, so it counts more than the address that it connects to.

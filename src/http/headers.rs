@@ -3,7 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use workers::{job::RunId, queue::RateLeft};
+use workers::{RunView, job::RunId, queue::RateLeft};
 
 use crate::run::{Started, Streamed};
 
@@ -18,14 +18,19 @@ const WINDOW_SECONDS: u32 = 60;
 
 /// What every answer about a started run says beside its body.
 pub(super) struct RunFacts {
-    run: RunId,
-    prompt_version: i32,
+    pub run: RunId,
+    pub prompt_version: i32,
     rates: Vec<RateLeft>,
 }
 
 impl RunFacts {
     pub(super) fn of(started: &mut Started) -> Self {
         Self { run: started.run, prompt_version: started.prompt_version, rates: std::mem::take(&mut started.rates) }
+    }
+
+    /// A request that was sent before is counted against no limit.
+    pub(super) fn of_known(run: &RunView) -> Self {
+        Self { run: run.id, prompt_version: run.prompt_version, rates: Vec::new() }
     }
 
     pub(super) fn of_stream(streamed: &mut Streamed) -> Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::{Path, Request, State, rejection::PathRejection},
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use workers::{
@@ -18,12 +18,13 @@ use super::{
     error::ApiError,
     events,
     headers::{self, RunFacts},
+    idempotency::{self, IDEMPOTENT_REPLAYED},
     prefer::{PREFERENCE_APPLIED, Preferences},
     run_body::{ResultBody, RunBody, UsageBody},
 };
 use crate::{
     keys::Principal,
-    run::{Answer, Reply, RunError, RunRequest, failure_of},
+    run::{Answer, Begun, Reply, RunError, RunRequest, failure_of},
 };
 
 /// Starts a run and answers with its ending, or with where to look for it.
@@ -35,19 +36,35 @@ pub(super) async fn create(
     let (parts, body) = request.into_parts();
     let preferences = Preferences::of(&parts.headers);
     let bytes = body::read_json(&parts.headers, body, door.max_body_bytes).await?;
-    let request = RunRequest::parse(&bytes, preferences.answer()).map_err(RunError::from)?;
-    drop(bytes);
-    if request.stream && request.answer != Answer::Later {
-        return Ok(events::of_new(door.runner.stream(&principal, request).await?));
+    let answer = preferences.answer();
+    let request = match idempotency::key(&parts.headers)? {
+        Some(key) => RunRequest::parse_keyed(&bytes, answer, key),
+        None => RunRequest::parse(&bytes, answer),
     }
-    let mut started = door.runner.start(&principal, request).await?;
-    let facts = RunFacts::of(&mut started);
-    let (run, version) = (started.run, started.prompt_version);
-    let (mut response, queue_ms, went_async) = match started.reply().await {
-        Reply::Ended { ending, took } => {
-            let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            (ended(&ending, version, took), Some(ending.queue_ms), false)
+    .map_err(RunError::from)?;
+    drop(bytes);
+    if request.stream && answer != Answer::Later {
+        return Ok(match door.runner.stream(&principal, request).await? {
+            Begun::Now(streamed) => events::of_new(streamed),
+            Begun::Before(joined) => replayed(events::of_known(joined.followed)),
+        });
+    }
+    Ok(match door.runner.start(&principal, request).await? {
+        Begun::Now(mut started) => {
+            let facts = RunFacts::of(&mut started);
+            respond(&facts, preferences, started.reply().await)
         }
+        Begun::Before(joined) => {
+            let facts = RunFacts::of_known(&joined.followed.run);
+            replayed(respond(&facts, preferences, joined.reply().await))
+        }
+    })
+}
+
+fn respond(facts: &RunFacts, preferences: Preferences, reply: Reply) -> Response {
+    let (run, version) = (facts.run, facts.prompt_version);
+    let (mut response, queue_ms, went_async) = match reply {
+        Reply::Ended { ending, duration_ms } => (ended(&ending, version, duration_ms), Some(ending.queue_ms), false),
         Reply::GoesOn(view) => (accepted(&view), None, true),
         Reply::SentAway => (ApiError::from(RunError::SentAway(run)).into_response(), None, false),
         Reply::Missed => (refusal(run, &Outcome::Expired), None, false),
@@ -57,7 +74,13 @@ pub(super) async fn create(
     if let Some(applied) = preferences.applied(went_async) {
         headers::insert(map, PREFERENCE_APPLIED, &applied);
     }
-    Ok(response)
+    response
+}
+
+/// Says that an earlier request made the run.
+fn replayed(mut response: Response) -> Response {
+    response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    response
 }
 
 /// The state of a run of the caller's account.

@@ -54,6 +54,8 @@ pub enum RunError {
     RunNotFound,
     #[error("The run has already ended and cannot be cancelled")]
     AlreadyEnded(RunId),
+    #[error("This Idempotency-Key was used for another request")]
+    KeyReused(RunId),
     #[error("This {} has no request left in this minute; try again in {} s", whose(.rule), seconds(*.after))]
     Limited { rule: &'static str, after: Duration, rates: Vec<RateLeft> },
     #[error("The queue is full; try again in {} s", seconds(*.after))]
@@ -88,6 +90,7 @@ impl RunError {
             Self::BudgetSpent { .. } => 402,
             Self::PromptNotFound(_) | Self::VersionNotFound { .. } | Self::RunNotFound => 404,
             Self::AlreadyEnded(_) => 409,
+            Self::KeyReused(_) => 422,
             Self::Limited { .. } => 429,
             Self::QueueFull { .. }
             | Self::Draining
@@ -116,6 +119,7 @@ impl RunError {
             Self::VersionNotFound { .. } => "version_not_found",
             Self::RunNotFound => "run_not_found",
             Self::AlreadyEnded(_) => "run_already_ended",
+            Self::KeyReused(_) => "idempotency_key_reused",
             Self::Limited { .. } => "rate_limited",
             Self::QueueFull { .. } => "queue_full",
             Self::Draining | Self::SentAway(_) => "draining",
@@ -168,7 +172,7 @@ impl RunError {
     /// The run that it is about, when there is one.
     pub fn run(&self) -> Option<RunId> {
         match self {
-            Self::AlreadyEnded(run) | Self::SentAway(run) => Some(*run),
+            Self::AlreadyEnded(run) | Self::SentAway(run) | Self::KeyReused(run) => Some(*run),
             _ => None,
         }
     }
@@ -229,6 +233,7 @@ impl From<SubmitError> for RunError {
             SubmitError::Limited { rule, after, rates } => Self::Limited { rule, after, rates },
             SubmitError::Full { after } => Self::QueueFull { after },
             SubmitError::Draining => Self::Draining,
+            SubmitError::Known(known) => Self::KeyReused(known.run),
             SubmitError::Queue(error) => Self::QueueUnreachable(error),
             SubmitError::Ledger(error) => error.into(),
         }

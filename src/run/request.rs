@@ -6,7 +6,8 @@
 use std::{collections::BTreeMap, fmt, num::NonZeroU64, time::Duration};
 
 use serde_json::{Map, Value, json};
-use workers::job::Lane;
+use sha2::{Digest, Sha256};
+use workers::{job::Lane, ledger::IdempotencyKey};
 
 use super::{RunError, json};
 
@@ -32,8 +33,11 @@ pub struct RunRequest {
     pub metadata: BTreeMap<String, String>,
     pub cache: bool,
     pub webhook_url: Option<String>,
-    pub on_disconnect: OnDisconnect,
+    /// `None`: as the way of asking has it, see [`RunRequest::on_disconnect`].
+    pub on_disconnect: Option<OnDisconnect>,
     pub answer: Answer,
+    /// The caller's name for the request.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// The name of a prompt as a caller writes it: 1 to 255 characters, none of them a control character.
@@ -75,9 +79,8 @@ pub enum Answer {
 }
 
 /// What becomes of the run of a caller that hangs up while it waits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDisconnect {
-    #[default]
     Cancel,
     Continue,
 }
@@ -85,11 +88,22 @@ pub enum OnDisconnect {
 impl RunRequest {
     /// Reads the body of a run request: UTF-8, one JSON object, known fields of the right types.
     pub fn parse(body: &[u8], answer: Answer) -> Result<Self, InvalidRequest> {
+        Self::read(body, answer, None)
+    }
+
+    /// The same for a request that its caller has named. Two bodies that mean the same JSON are the same request.
+    pub fn parse_keyed(body: &[u8], answer: Answer, key: &str) -> Result<Self, InvalidRequest> {
+        Self::read(body, answer, Some(key))
+    }
+
+    fn read(body: &[u8], answer: Answer, key: Option<&str>) -> Result<Self, InvalidRequest> {
         let text = std::str::from_utf8(body).map_err(|error| InvalidRequest::NotUtf8 { at: error.valid_up_to() })?;
         if text.trim_ascii().is_empty() {
             return Err(InvalidRequest::Empty);
         }
-        let map = match json::parse(text)? {
+        let value = json::parse(text)?;
+        let key = key.map(|key| IdempotencyKey { key: key.to_owned(), digest: digest(&value) });
+        let map = match value {
             Value::Object(map) => map,
             other => return Err(InvalidRequest::NotAnObject { found: kind(&other) }),
         };
@@ -105,14 +119,22 @@ impl RunRequest {
             cache: fields.boolean("cache").unwrap_or(false),
             webhook_url: fields.string("webhookUrl"),
             on_disconnect: fields.word("onDisconnect", &["cancel", "continue"], |word| match word {
-                "cancel" => Some(OnDisconnect::Cancel),
-                "continue" => Some(OnDisconnect::Continue),
+                "cancel" => Some(Some(OnDisconnect::Cancel)),
+                "continue" => Some(Some(OnDisconnect::Continue)),
                 _ => None,
             }),
             answer,
+            key,
         };
         fields.finish()?;
         Ok(request)
+    }
+
+    /// What becomes of the run when its caller hangs up. A request that can be sent again is sent again by a caller whose connection
+    /// broke, so that its run goes on, unless the caller says otherwise.
+    pub fn on_disconnect(&self) -> OnDisconnect {
+        let default = if self.key.is_some() { OnDisconnect::Continue } else { OnDisconnect::Cancel };
+        self.on_disconnect.unwrap_or(default)
     }
 
     /// Refuses what is understood and not offered.
@@ -365,6 +387,11 @@ impl Fields {
         self.problems.extend(unknown.map(|(name, _)| Problem { field: shown(name), expected: None, found: None }));
         if self.problems.is_empty() { Ok(()) } else { Err(InvalidRequest::Fields(self.problems)) }
     }
+}
+
+/// Of the JSON that a body means: names in order, no spaces.
+fn digest(value: &Value) -> [u8; 32] {
+    Sha256::digest(value.to_string()).into()
 }
 
 fn kind(value: &Value) -> &'static str {

@@ -1,6 +1,7 @@
 //! The ledger, over SQLite and PostgreSQL alike, and the opening and migrating of both.
 
 mod dead;
+mod keys;
 mod opening;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -22,6 +23,7 @@ use workers::{
 };
 
 use self::dead::{a_dead_run_is_looked_after_once, dead_runs_keep_their_job_until_somebody_has_looked_after_them};
+use self::keys::{a_key_stands_for_one_run_for_a_day, of_many_runs_with_one_key_one_is_written};
 use self::opening::{migrating_twice_and_at_once_is_harmless, the_schema_is_compared_with_this_version};
 use crate::support::postgres::{self, PostgresServer};
 
@@ -97,6 +99,8 @@ over_both!(
     the_worker_that_was_thought_lost_has_the_last_word,
     what_was_spent_is_summed_up_over_all_calls,
     dead_runs_keep_their_job_until_somebody_has_looked_after_them,
+    a_key_stands_for_one_run_for_a_day,
+    of_many_runs_with_one_key_one_is_written,
     a_dead_run_is_looked_after_once,
     a_run_is_found_by_its_own_account_only,
     migrating_twice_and_at_once_is_harmless,

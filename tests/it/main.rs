@@ -18,6 +18,7 @@ mod conformance;
 mod contract;
 mod faults;
 mod hunting;
+mod idempotency;
 mod ledger;
 mod limits;
 mod openai;

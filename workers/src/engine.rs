@@ -23,7 +23,7 @@ use crate::{
     engine::waiters::Waiters,
     fail,
     job::{AccountId, Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WIRE_VERSION},
-    ledger::{Ledger, LedgerError, RunRecord, Settled},
+    ledger::{Entered, IdempotencyKey, KnownRun, Ledger, LedgerError, RunRecord, Settled},
     queue::{Admission, Admitted, Cancelled, Queue, RateLeft, RateRule, Submission, Unreachable},
 };
 
@@ -37,12 +37,14 @@ pub struct EngineSettings {
 }
 
 /// When the caller is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Promise {
     /// The caller waits for the ending: the row and the queue entry are written side by side.
     Wait,
     /// The caller leaves with the run's id: the row is committed before the run is enqueued.
     Committed,
+    /// The same, for a request that may be sent again: of all that carry the key, one makes a run.
+    Keyed(IdempotencyKey),
 }
 
 /// A run that was accepted, with its caller's way to hear of it: a [`Waiter`] or its [`Events`].
@@ -60,6 +62,9 @@ pub enum SubmitError {
     Full { after: Duration },
     #[error("the server is shutting down")]
     Draining,
+    /// Its key stands for another run.
+    #[error("the request was sent before")]
+    Known(KnownRun),
     #[error(transparent)]
     Queue(#[from] Unreachable),
     #[error(transparent)]
@@ -176,9 +181,19 @@ impl Engine {
                 self.insert_beside(job);
                 rates
             }
-            Promise::Committed => {
+            Promise::Committed | Promise::Keyed(_) => {
                 let rates = admitted(inner.queue.admit(&job, &admission).await?)?;
-                fail::around("insert", inner.ledger.insert(job)).await.inspect_err(|_| self.abandon(run))?;
+                match promise {
+                    // Whoever is not told what became of it sends it again, and finds the run if there is one.
+                    Promise::Keyed(key) => {
+                        if let Entered::Known(known) =
+                            fail::around("insert", inner.ledger.insert_keyed(job, key)).await?
+                        {
+                            return Err(SubmitError::Known(known));
+                        }
+                    }
+                    _ => fail::around("insert", inner.ledger.insert(job)).await.inspect_err(|_| self.abandon(run))?,
+                }
                 // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.
                 if let Err(error) = fail::around("enqueue", inner.queue.enqueue(submission, None)).await {
                     tracing::warn!(%run, %error, "an accepted run waits for the queue to come back");
@@ -241,6 +256,16 @@ impl Engine {
     /// What is known to have been spent for an account's runs of a time, in nano-dollars ([`Ledger::spent`]).
     pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
         self.0.ledger.spent(account, accepted).await
+    }
+
+    /// The moment by the clock that all runs of the engine are timed with.
+    pub fn now(&self) -> UnixMillis {
+        UnixMillis::now()
+    }
+
+    /// The run that an account's key stands for.
+    pub async fn keyed(&self, account: AccountId, key: &IdempotencyKey) -> Result<Option<KnownRun>, LedgerError> {
+        self.0.ledger.keyed(account, key, self.now()).await
     }
 
     /// Cancels a run of an account.

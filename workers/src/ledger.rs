@@ -9,6 +9,7 @@ mod attempts;
 mod dead;
 mod fault;
 mod group;
+mod idempotency;
 mod read;
 mod runs;
 mod store;
@@ -20,7 +21,11 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use sea_orm::{DatabaseConnection, DbErr};
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::{dead::DeadRun, fault::Fault};
+pub use self::{
+    dead::DeadRun,
+    fault::Fault,
+    idempotency::{IdempotencyKey, KEY_LIFE, KnownRun},
+};
 use self::{group::Insert, runs::Texts, store::Store};
 use crate::{
     job::{AccountId, Attempt, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
@@ -51,6 +56,22 @@ pub enum Settled {
     Won,
     /// The run had ended already, or a newer claim of it is known; the attempt was recorded all the same.
     AlreadyEnded,
+}
+
+/// A run on its way into the ledger.
+#[derive(Clone, Debug)]
+pub(crate) struct Accepted {
+    pub job: Arc<Job>,
+    pub key: Option<IdempotencyKey>,
+}
+
+/// What became of a run that was to be inserted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entered {
+    /// Its row is committed.
+    New,
+    /// Nothing was written: its key stands for another run.
+    Known(KnownRun),
 }
 
 /// A run as the ledger knows it.
@@ -106,9 +127,18 @@ impl Ledger {
     /// Commits the row of a queued run; concurrent inserts share a transaction. A row that is there already is left as it is.
     /// When the returned future is dropped, the row may be written all the same.
     pub async fn insert(&self, job: Arc<Job>) -> Result<(), LedgerError> {
+        self.enter(Accepted { job, key: None }).await.map(|_| ())
+    }
+
+    /// The same, unless the account's key stands for another run.
+    pub async fn insert_keyed(&self, job: Arc<Job>, key: IdempotencyKey) -> Result<Entered, LedgerError> {
+        self.enter(Accepted { job, key: Some(key) }).await
+    }
+
+    async fn enter(&self, row: Accepted) -> Result<Entered, LedgerError> {
         let stopped = || LedgerError::from(DbErr::Custom("the writer of the ledger has stopped".to_owned()));
         let (done, result) = oneshot::channel();
-        self.inserts.send(Insert { job, done }).await.map_err(|_| stopped())?;
+        self.inserts.send(Insert { row, done }).await.map_err(|_| stopped())?;
         result.await.map_err(|_| stopped())?
     }
 
@@ -188,6 +218,21 @@ impl Ledger {
     /// It reads a row for every call: a second for half a million of them, so that long times are better asked for in pieces.
     pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
         read::spent(&self.store, account, accepted).await
+    }
+
+    /// The run that an account's key stands for at `now`.
+    pub async fn keyed(
+        &self,
+        account: AccountId,
+        key: &IdempotencyKey,
+        now: UnixMillis,
+    ) -> Result<Option<KnownRun>, LedgerError> {
+        idempotency::find(&self.store, account, key, now).await
+    }
+
+    /// Drops some of the keys whose time is over; returns how many.
+    pub async fn prune_keys(&self, now: UnixMillis) -> Result<u64, LedgerError> {
+        idempotency::prune(&self.store, now).await
     }
 
     /// Runs that have not ended.

@@ -111,6 +111,7 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
         "requests" | "calls" | "tokens" | "amounts" => expires("a minute's window"),
         "idle" | "wake" | "reply" => expires("a worker's or front door's key"),
         "paused" | "forgot" => expires("a pause"),
+        "events" => expires("a log"),
         "virtual" | "scopes" | "epoch" => None,
         _ if ttl == -2 => None,
         _ => Some("a part of a run that has ended".to_owned()),

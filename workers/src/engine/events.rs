@@ -154,25 +154,35 @@ impl Events {
         }
     }
 
-    /// A run without a log has ended some time ago, or is on its way into the queue.
+    /// A run without a log has ended some time ago. Or it was accepted, and whoever did so was lost before the queue heard of it: then it goes
+    /// there now, instead of waiting for the reconciler.
     async fn look_in_ledger(&mut self) -> Result<(), Unreachable> {
-        let endings = self.ledger.endings(&[self.run]).await.map_err(|error| Unreachable(Box::new(error)))?;
-        self.must_look = false;
-        if let Some(ending) = endings.into_iter().next() {
-            let before = [
-                Some(Event::Queued),
-                ending.attempt.as_ref().map(|attempt| Event::Started { attempt: attempt.number }),
-            ];
-            let events = before.into_iter().flatten().chain([Event::Ended(Box::new(ending))]);
-            // Whoever has read more of a log that is gone by now is told the end.
-            let mut found: VecDeque<_> = (1..).zip(events).map(|(seq, event)| Logged { seq, event }).collect();
-            let read = self.read;
-            if let Some(last) = found.back_mut() {
-                last.seq = last.seq.max(read + 1);
+        let lost = |error| Unreachable(Box::new(error));
+        let endings = self.ledger.endings(&[self.run]).await.map_err(lost)?;
+        let Some(ending) = endings.into_iter().next() else {
+            if let Some(restored) = self.ledger.unfinished_one(self.run).await.map_err(lost)? {
+                self.queue.restore(&[restored]).await?;
+                let after = self.read.saturating_sub(self.behind);
+                self.must_look = matches!(
+                    self.queue.follow(self.run, self.front_door, after).await?,
+                    Followed::Log { length, .. } if length > after
+                );
+            } else {
+                self.must_look = false;
             }
-            found.retain(|logged| logged.seq > read);
-            self.found = found;
+            return Ok(());
+        };
+        self.must_look = false;
+        let started = ending.attempt.as_ref().map(|attempt| Event::Started { attempt: attempt.number });
+        let events = [Some(Event::Queued), started].into_iter().flatten().chain([Event::Ended(Box::new(ending))]);
+        let mut found: VecDeque<_> = (1..).zip(events).map(|(seq, event)| Logged { seq, event }).collect();
+        // Whoever has read more of a log that is gone by now is told the end.
+        let read = self.read;
+        if let Some(last) = found.back_mut() {
+            last.seq = last.seq.max(read + 1);
         }
+        found.retain(|logged| logged.seq > read);
+        self.found = found;
         Ok(())
     }
 }

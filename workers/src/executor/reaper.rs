@@ -18,6 +18,9 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// Runs that are taken over at a time.
 const BATCH: usize = 64;
 
+/// How often idempotency keys are dropped whose time is over.
+const PRUNE: Duration = Duration::from_secs(300);
+
 pub struct Reaper {
     shared: Arc<Shared>,
     recorder: Addr<Recorder>,
@@ -42,6 +45,20 @@ impl Actor for Reaper {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         Self::schedule(ctx);
+        ctx.run_interval(PRUNE, |act, ctx| {
+            ctx.spawn(prune(act.shared.clone()).into_actor(act));
+        });
+    }
+}
+
+/// Drops old idempotency keys, some at a time.
+async fn prune(shared: Arc<Shared>) {
+    loop {
+        match shared.ledger.prune_keys(crate::job::UnixMillis::now()).await {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => return tracing::debug!(%error, "old idempotency keys stay for now"),
+        }
     }
 }
 

@@ -3,12 +3,9 @@
 //! One task takes whatever waits, commits it, tells everybody, and takes what has come meanwhile. So an insert into an idle ledger goes
 //! at once, and a busy one fills its transactions by itself.
 
-use std::sync::Arc;
-
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Fault, LedgerError, store::Store};
-use crate::job::Job;
+use super::{Accepted, Entered, Fault, LedgerError, store::Store};
 
 /// Rows of one transaction, at most.
 const MAX_BATCH: usize = 256;
@@ -17,8 +14,8 @@ const MAX_WAITING: usize = 1024;
 
 /// A row to insert, and who waits for it.
 pub(super) struct Insert {
-    pub job: Arc<Job>,
-    pub done: oneshot::Sender<Result<(), LedgerError>>,
+    pub row: Accepted,
+    pub done: oneshot::Sender<Result<Entered, LedgerError>>,
 }
 
 /// Starts the task. It belongs to whoever holds the senders: it writes what they sent and ends with the last of them.
@@ -36,14 +33,19 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<Insert>) {
 }
 
 async fn commit(store: &Store, batch: &mut Vec<Insert>) {
-    let jobs: Vec<Arc<Job>> = batch.iter().map(|insert| insert.job.clone()).collect();
-    match store.insert(&jobs).await {
+    let rows: Vec<Accepted> = batch.iter().map(|insert| insert.row.clone()).collect();
+    match store.insert(&rows).await {
         Err(error) if Fault::of(&error) == Fault::Data => commit_apart(store, batch).await,
-        result => {
-            let result = result.map_err(LedgerError::from);
+        // Whoever has gone does not want to know.
+        Ok(entered) => {
+            for (insert, entered) in batch.drain(..).zip(entered) {
+                let _ = insert.done.send(Ok(entered));
+            }
+        }
+        Err(error) => {
+            let error = LedgerError::from(error);
             for insert in batch.drain(..) {
-                // Whoever has gone does not want to know.
-                let _ = insert.done.send(result.clone());
+                let _ = insert.done.send(Err(error.clone()));
             }
         }
     }
@@ -55,13 +57,16 @@ async fn commit_apart(store: &Store, batch: &mut Vec<Insert>) {
     for insert in batch.drain(..) {
         let result = match &down {
             Some(error) => Err(LedgerError::clone(error)),
-            None => store.insert(std::slice::from_ref(&insert.job)).await.map_err(LedgerError::from),
+            None => match store.insert(std::slice::from_ref(&insert.row)).await {
+                Ok(entered) => Ok(entered.into_iter().next().unwrap_or(Entered::New)),
+                Err(error) => Err(LedgerError::from(error)),
+            },
         };
         match &result {
             // Nothing is gained by waiting for the same silence once for every row.
             Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_))) => down = Some(error.clone()),
-            Err(error) => tracing::error!(run = %insert.job.id, %error, "the database refused the row of a run"),
-            Ok(()) => {}
+            Err(error) => tracing::error!(run = %insert.row.job.id, %error, "the database refused the row of a run"),
+            Ok(_) => {}
         }
         let _ = insert.done.send(result);
     }

@@ -21,8 +21,9 @@ use sea_orm::{
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    Fault, LedgerStats, Settled,
+    Accepted, Entered, Fault, LedgerStats, Settled,
     attempts::{self, CALL_COLUMNS},
+    idempotency,
     runs::{self, ENDING_COLUMNS, Texts},
 };
 use crate::job::{Attempt, AttemptOutcome, Ending, Fence, Job, RunId};
@@ -64,15 +65,36 @@ impl Store {
         self.answered(|| self.db.ping()).await
     }
 
-    pub async fn insert(&self, jobs: &[Arc<Job>]) -> Result<(), DbErr> {
-        self.answered(|| self.insert_once(jobs)).await?;
-        self.inserts.fetch_add(u64::try_from(jobs.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    /// Inserts runs, each unless its key was taken before. Answers in the order of `rows`.
+    pub async fn insert(&self, rows: &[Accepted]) -> Result<Vec<Entered>, DbErr> {
+        let entered = self.answered(|| self.insert_once(rows)).await?;
+        self.inserts.fetch_add(u64::try_from(rows.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
         self.insert_commits.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(entered)
     }
 
-    async fn insert_once(&self, jobs: &[Arc<Job>]) -> Result<(), DbErr> {
-        let mut jobs: Vec<&Job> = jobs.iter().map(AsRef::as_ref).collect();
+    async fn insert_once(&self, rows: &[Accepted]) -> Result<Vec<Entered>, DbErr> {
+        let keyed = || rows.iter().enumerate().filter_map(|(index, row)| Some((index, &*row.job, row.key.as_ref()?)));
+        let _turn = self.turn().await;
+        if keyed().next().is_none() {
+            self.insert_rows(None, rows.iter().map(|row| &*row.job)).await?;
+            return Ok(vec![Entered::New; rows.len()]);
+        }
+        let transaction = self.begin().await?;
+        let mut taken = idempotency::take(&transaction, keyed()).await?;
+        let new = rows.iter().enumerate().filter(|(index, _)| !taken.contains_key(index));
+        self.insert_rows(Some(&transaction), new.map(|(_, row)| &*row.job)).await?;
+        transaction.commit().await?;
+        Ok((0..rows.len()).map(|index| taken.remove(&index).map_or(Entered::New, Entered::Known)).collect())
+    }
+
+    /// Within a transaction, or in one of its own.
+    async fn insert_rows(
+        &self,
+        transaction: Option<&DatabaseTransaction>,
+        jobs: impl Iterator<Item = &Job>,
+    ) -> Result<(), DbErr> {
+        let mut jobs: Vec<&Job> = jobs.collect();
         jobs.sort_unstable_by_key(|job| job.id);
         let inserts: Vec<Statement> = statements(&jobs)
             .map(|jobs| {
@@ -81,7 +103,12 @@ impl Store {
                     .build(self.db.get_database_backend())
             })
             .collect();
-        let _turn = self.turn().await;
+        if let Some(transaction) = transaction {
+            for insert in inserts {
+                transaction.execute_raw(insert).await?;
+            }
+            return Ok(());
+        }
         // One statement is a transaction by itself, without the round trips of BEGIN and COMMIT.
         if inserts.len() == 1 {
             for insert in inserts {

@@ -2,7 +2,7 @@
 
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, Schema};
 
-use super::{Ledger, attempts, runs};
+use super::{Ledger, attempts, idempotency, runs};
 
 pub struct MemoryLedger {
     pub ledger: Ledger,
@@ -18,6 +18,7 @@ impl MemoryLedger {
         let schema = Schema::new(db.get_database_backend());
         db.execute(&schema.create_table_from_entity(runs::Entity)).await.unwrap();
         db.execute(&schema.create_table_from_entity(attempts::Entity)).await.unwrap();
+        db.execute(&schema.create_table_from_entity(idempotency::Entity)).await.unwrap();
         Self { ledger: Ledger::new(db.clone()), db }
     }
 
