@@ -81,6 +81,18 @@ fn a_release_build_has_no_fail_points() {
 }
 
 #[test]
+fn a_release_build_has_the_clock_of_redis() {
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("workers/src/queue/redis/scripts.rs");
+    let text = fs::read_to_string(scripts).unwrap();
+    let (before, after) = text.split_once("include_str!(\"tests/clock.lua\")").unwrap();
+    assert!(
+        before.ends_with("#[cfg(test)]\nmacro_rules! clock {\n    () => {\n        "),
+        "a clock that moves is for tests only"
+    );
+    assert!(!after.contains("tests/clock.lua"));
+}
+
+#[test]
 fn each_table_has_one_owner() {
     check(&["table_name = \"runs\"", "table_name = \"attempts\""], &["workers/src/ledger"]);
     check(&["table_name = \"api_keys\""], &["src/keys"]);

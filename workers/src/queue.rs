@@ -39,6 +39,8 @@
 //! the queue lost everything it knew.
 
 pub mod embedded;
+#[cfg(test)]
+mod property;
 pub mod redis;
 
 use std::{sync::Arc, time::Duration};

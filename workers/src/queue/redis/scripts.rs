@@ -4,6 +4,21 @@ use std::sync::LazyLock;
 
 use redis::{ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, ToRedisArgs, aio::ConnectionLike};
 
+/// What every script begins with: how it reads the time.
+#[cfg(not(test))]
+macro_rules! clock {
+    () => {
+        include_str!("../scripts/clock.lua")
+    };
+}
+/// The same, for tests that move the time.
+#[cfg(test)]
+macro_rules! clock {
+    () => {
+        include_str!("tests/clock.lua")
+    };
+}
+
 /// A script: its flags, and the files that it is put together from.
 ///
 /// The flags matter when memory is short. Redis then refuses a script that is not allowed to run out of memory as a whole, before its first
@@ -12,7 +27,7 @@ use redis::{ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, ToRe
 macro_rules! script {
     ($name:ident, $flags:literal, $($file:literal),+) => {
         pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new(concat!("#!lua", $flags, "\n", include_str!("../scripts/common.lua"), $("\n", include_str!(concat!("../scripts/", $file))),+))
+            Script::new(concat!("#!lua", $flags, "\n", clock!(), "\n", include_str!("../scripts/common.lua"), $("\n", include_str!(concat!("../scripts/", $file))),+))
         });
     };
 }

@@ -3,6 +3,7 @@
 mod faults;
 mod lifecycle;
 mod limits;
+mod property;
 mod server;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};

@@ -1,10 +1,9 @@
 -- Shared by all steps. KEYS[1] is the hash tag of the pool, `{q:<pool>}`; every other key is computed from it. That is safe on a cluster as
 -- well: all keys of a pool carry the same tag, so they live in the same slot.
 --
--- Times are milliseconds of this server's clock; only fences are microseconds. A Lua number holds both exactly, but its text may be cut to 14
+-- Times are milliseconds of this server's clock (`clock.lua`); only fences are microseconds. A Lua number holds both exactly, but its text may be cut to 14
 -- digits or get an exponent: what must stay an integer is written with `whole`.
 
-local clock = redis.call('TIME')
 local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 local now = math.floor(now_us / 1000)
 
@@ -21,8 +20,9 @@ local function key(...)
   return KEYS[1] .. ':' .. table.concat({ ... }, ':')
 end
 
+-- Minus zero is a number too, and Redis reads its text as none: adding zero makes it zero.
 local function whole(number)
-  return string.format('%.0f', number)
+  return string.format('%.0f', number + 0)
 end
 
 local function read(id, ...)

@@ -83,6 +83,19 @@ async fn a_finished_run_that_redis_forgot_leaves_a_tombstone() {
 }
 
 #[tokio::test]
+async fn a_run_whose_job_is_gone_holds_nobody_up() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (evicted, whole) = (job(), job());
+    queue.put(&evicted).await;
+    queue.put(&whole).await;
+    server.command::<u32>(&["DEL", &format!("{{q:test}}:job:{}", evicted.id)]).await;
+    let claims = queue.claim(WorkerId::new(), 5, &scopes()).await.unwrap().claims;
+    assert_eq!(claims.iter().map(|claim| claim.job.id).collect::<Vec<_>>(), [whole.id]);
+    assert_eq!(queue.missing(&[evicted.id]).await.unwrap(), [evicted.id], "the ledger can bring it back");
+}
+
+#[tokio::test]
 async fn endings_survive_a_killed_connection_and_come_once() {
     let server = Server::start().await;
     let queue = server.queue().await;

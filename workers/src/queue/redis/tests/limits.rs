@@ -93,6 +93,28 @@ async fn tokens_are_settled_by_real_usage_and_a_giant_goes_alone() {
 }
 
 #[tokio::test]
+async fn a_call_that_used_no_tokens_leaves_the_minute_like_any_other() {
+    let server = Server::start().await;
+    let set_clock = async |second: u64| {
+        server
+            .command::<()>(&["SET", "{q:test}:clock", &(1_700_000_000_000_000 + second * 1_000_000).to_string()])
+            .await;
+    };
+    set_clock(0).await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    let limits = [ScopeLimits { tokens_per_minute: Some(10), ..unlimited("one") }];
+    queue.put(&job()).await;
+    let claim = queue.claim(worker, 1, &limits).await.unwrap().claims.remove(0);
+    let mut ending = ending(&claim, worker);
+    ending.attempt.as_mut().unwrap().usage = Usage { input_tokens: Some(0), output_tokens: Some(0) };
+    assert_eq!(queue.stash(&ending).await.unwrap(), Held::Done);
+    queue.put(&job()).await;
+    set_clock(61).await;
+    assert_eq!(queue.claim(worker, 1, &limits).await.unwrap().claims.len(), 1);
+}
+
+#[tokio::test]
 async fn slots_come_back_when_a_call_ends_and_when_its_worker_is_lost() {
     let server = Server::start().await;
     let queue = server.hasty_queue().await;

@@ -1,0 +1,19 @@
+-- Stands for `clock.lua` in the tests of this crate. A pool with a key `clock` has the time that this key says, in microseconds, and nothing in
+-- it ends by itself: times to live are noted in `expiries`, and whoever moves the clock deletes what has lived its time.
+local clock = redis.call('TIME')
+local set_to = tonumber(redis.call('GET', KEYS[1] .. ':clock'))
+if set_to then clock = { math.floor(set_to / 1000000), set_to % 1000000 } end
+
+local real, expiries = redis, KEYS[1] .. ':expiries'
+local redis = not set_to and real or {
+  call = function(command, first, ...)
+    local rest = { ... }
+    if command == 'PEXPIRE' or (command == 'SET' and rest[2] == 'PX') then
+      local after = command == 'SET' and rest[3] or rest[1]
+      if command == 'SET' then real.call('SET', first, rest[1]) end
+      return real.call('ZADD', expiries, string.format('%.0f', math.floor(set_to / 1000) + after), first)
+    end
+    if command == 'DEL' then real.call('ZREM', expiries, first, ...) end
+    return real.call(command, first, ...)
+  end,
+}

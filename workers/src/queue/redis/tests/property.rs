@@ -1,0 +1,167 @@
+//! The queue in Redis against the model of all queues, on one server for all cases.
+//!
+//! The time of a case is `clock.lua`'s: it stands still until the model moves it, and what has a time to live ends by it.
+
+use tokio::runtime::Runtime;
+
+use super::*;
+use crate::queue::property::{self, Driver, Ways, wall};
+
+/// Moves the clock, and ends what has lived its time: Redis keeps a key in its last millisecond.
+static SET_CLOCK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "redis.call('SET', KEYS[1] .. ':clock', ARGV[1] .. '000')
+        local expiries = KEYS[1] .. ':expiries'
+        for _, key in ipairs(redis.call('ZRANGEBYSCORE', expiries, '-inf', '(' .. ARGV[1])) do
+          redis.call('DEL', key)
+          redis.call('ZREM', expiries, key)
+        end",
+    )
+});
+
+struct Distributed<'a> {
+    runtime: &'a Runtime,
+    queue: RedisQueue,
+}
+
+impl<'a> Distributed<'a> {
+    fn new(runtime: &'a Runtime, server: &Server) -> Self {
+        let queue = runtime.block_on(server.queue());
+        let mut new = Self { runtime, queue };
+        new.forget();
+        new
+    }
+
+    fn ask<T>(&self, question: impl Future<Output = Result<T, Unreachable>>) -> T {
+        self.runtime.block_on(question).unwrap()
+    }
+
+    fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
+        self.ask(self.queue.connections.step(async |connection| command.query_async(connection).await))
+    }
+
+    /// `None` when the key may be there although no run is.
+    fn left_of(&self, key: &str) -> Option<String> {
+        let name = key.strip_prefix(&self.queue.key("")).unwrap_or_else(|| panic!("a key outside of the pool: {key}"));
+        match name.split(':').next()? {
+            "meta" => {
+                let bytes: Option<i64> = self.command(redis::cmd("HGET").arg(key).arg("bytes"));
+                bytes.filter(|&bytes| bytes != 0).map(|bytes| format!("{bytes} bytes are counted as waiting"))
+            }
+            "virtual" | "scopes" | "epoch" | "clock" => None,
+            _ => Some(key.to_owned()),
+        }
+    }
+}
+
+impl Driver for Distributed<'_> {
+    const WAYS: Ways = Ways {
+        asked_runs_wait: true,
+        work_handed_back_is_kept: true,
+        workers_outlive_memory: true,
+        minute: 60_001,
+        looks: 2,
+    };
+
+    fn set_clock(&mut self, now: u64) {
+        self.ask(self.queue.run::<()>(self.queue.step(&SET_CLOCK).arg(wall(now).0)));
+    }
+
+    fn forget(&mut self) {
+        self.command::<()>(&redis::cmd("FLUSHALL"));
+    }
+
+    fn enqueue(&mut self, submission: Submission, admission: Option<&Admission>) -> Admitted {
+        self.ask(self.queue.enqueue(submission, admission))
+    }
+
+    fn claim(&mut self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Claimed {
+        self.ask(self.queue.claim(worker, free, scopes))
+    }
+
+    fn heartbeat(&mut self, worker: WorkerId, held: &[(RunId, Fence)]) -> Vec<Renewal> {
+        self.ask(self.queue.heartbeat(worker, held))
+    }
+
+    fn stash(&mut self, ending: &Ending) -> Held {
+        self.ask(self.queue.stash(ending))
+    }
+
+    fn finish(&mut self, run: RunId, fence: Fence) {
+        self.ask(self.queue.finish(&[(run, fence)]));
+    }
+
+    fn release(&mut self, run: RunId, fence: Fence, how: Release) -> Held {
+        self.ask(self.queue.release(run, fence, how))
+    }
+
+    fn reap(&mut self, worker: WorkerId, limit: usize) -> Vec<Claim> {
+        self.ask(self.queue.reap(worker, limit))
+    }
+
+    fn cancel(&mut self, run: RunId, outcome: Outcome) -> Cancelled {
+        self.ask(self.queue.cancel(run, outcome))
+    }
+
+    fn pause_scope(&mut self, scope: &str, millis: u64) {
+        self.ask(self.queue.pause_scope(scope, Duration::from_millis(millis)));
+    }
+
+    fn set_paused(&mut self, paused: bool) {
+        self.ask(self.queue.set_paused(paused));
+    }
+
+    fn missing(&mut self, runs: &[RunId]) -> Vec<RunId> {
+        self.ask(self.queue.missing(runs))
+    }
+
+    fn restore(&mut self, runs: &[Restored]) {
+        self.ask(self.queue.restore(runs));
+    }
+
+    fn was_reset(&mut self) -> bool {
+        self.ask(self.queue.was_reset())
+    }
+
+    fn locate(&mut self, run: RunId) -> Option<Sighting> {
+        self.ask(self.queue.locate(run))
+    }
+
+    fn recall(&mut self, run: RunId) -> Option<Recalled> {
+        self.ask(self.queue.recall(run))
+    }
+
+    fn stats(&mut self) -> QueueStats {
+        self.ask(self.queue.stats())
+    }
+
+    /// Reads and empties the streams of all front doors, of which the model has one.
+    fn sent(&mut self) -> Vec<Ending> {
+        let stream = self.queue.key(&format!("reply:{}", property::FRONT_DOOR));
+        let mut read = redis::pipe();
+        read.cmd("XRANGE").arg(&stream).arg("-").arg("+").cmd("DEL").arg(&stream).ignore();
+        let ask =
+            async |connection: &mut _| read.query_async::<(Vec<(String, Vec<(String, Vec<u8>)>)>,)>(connection).await;
+        let (entries,) = self.ask(self.queue.connections.step(ask));
+        let fields = entries.into_iter().flat_map(|(_, fields)| fields);
+        fields.map(|(_, ending)| Ending::decode(&ending).unwrap()).collect()
+    }
+
+    fn weight(&self, job: &Job) -> u64 {
+        job.encode().len() as u64
+    }
+
+    fn check(&mut self) {}
+
+    fn left_over(&mut self) -> Vec<String> {
+        let keys: Vec<String> = self.command(redis::cmd("KEYS").arg("*"));
+        keys.iter().filter_map(|key| self.left_of(key)).collect()
+    }
+}
+
+#[test]
+fn any_order_of_steps_keeps_the_promises() {
+    let runtime = Runtime::new().unwrap();
+    let server = runtime.block_on(Server::start());
+    property::check(64, || Distributed::new(&runtime, &server));
+}
