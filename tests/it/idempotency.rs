@@ -223,7 +223,7 @@ in_both_modes! {
 async fn a_retry_after_a_crash_and_a_loss_finds_the_one_run() {
     let mut app = app(Mode::Distributed).await;
     app.restart_front_door_with(0, &[("FAIL_POINTS", "insert.after=abort@1")]);
-    let body = greet("Ada");
+    let body = greet(&new_name());
     let url = format!("{}/api/v1/run", app.urls()[0]);
     eventually("it listens again", async || client().get(format!("{}/healthz", app.urls()[0])).send().await.is_ok())
         .await;
@@ -233,7 +233,7 @@ async fn a_retry_after_a_crash_and_a_loss_finds_the_one_run() {
     assert_eq!((again.status, replayed(&again)), (200, true), "{again:?}");
     assert_eq!(app.provider().requests().len(), 1);
 
-    let gate = Gate::new();
+    let (gate, body) = (Gate::new(), greet(&new_name()));
     app.provider().push(Scripted::text("Hello").held(&gate));
     let prefer = [("idempotency-key", "f"), ("prefer", "respond-async")];
     let first = app.post_with(1, &body, &prefer).await;
