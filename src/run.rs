@@ -60,12 +60,12 @@ impl Runner {
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
     pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Started, RunError> {
         let accepted_at = Instant::now();
-        let created_at = UnixMillis::now();
+        let created_at = self.engine.now();
         let account = &principal.account;
         let limits = &self.config.limits;
 
         request.refuse_unsupported()?;
-        plan::admit(account, created_at)?;
+        plan::admit(account, UnixMillis::now())?;
         if self.engine.is_draining() || !self.intake.is_open().await? {
             return Err(RunError::Draining);
         }
@@ -83,7 +83,7 @@ impl Runner {
 
         let job = Job {
             v: WIRE_VERSION,
-            id: RunId::new(),
+            id: RunId::at(created_at),
             account: account.id,
             key: Some(principal.key),
             prompt: prompt.prompt,

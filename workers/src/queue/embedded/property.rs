@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use self::model::{Known, Life, MINUTE, SCOPES, WORKERS, World, limits};
 use crate::{
-    job::Lane,
+    job::{Fence, Lane},
     queue::{Release, Restored, Submission},
 };
 
@@ -98,7 +98,10 @@ impl World {
                 let job = self.job(account, Lane::ALL[lane], scope, tokens, seconds);
                 let (attempts, limited) = if restored { (2, 1) } else { (0, 0) };
                 if restored {
-                    self.state.restore(&[Restored { job: Arc::clone(&job), attempts, limited }], self.now);
+                    self.state.restore(
+                        &[Restored { job: Arc::clone(&job), attempts, limited, fence: Fence::default() }],
+                        self.now,
+                    );
                 } else {
                     self.state.enqueue(Submission { job: Arc::clone(&job), reply_to: None }, None, self.now);
                 }
@@ -125,7 +128,7 @@ impl World {
                 if let Some(known) = known.filter(stands) {
                     let job = Arc::clone(&known.job);
                     self.state.enqueue(Submission { job: Arc::clone(&job), reply_to: None }, None, self.now);
-                    self.state.restore(&[Restored { job, attempts: 9, limited: 9 }], self.now);
+                    self.state.restore(&[Restored { job, attempts: 9, limited: 9, fence: Fence::default() }], self.now);
                 }
             }
             Step::Claim { worker, free } => {

@@ -228,7 +228,7 @@ impl World {
     pub(super) fn stash(&mut self, given: Given, tokens: Option<u64>) {
         let known = self.runs.get_mut(&given.run).unwrap();
         let failure = Failure { code: format!("{}", given.fence.0), message: String::new(), retryable: false };
-        let mut ending = ending(given, Outcome::Failed(failure), self.now.wall());
+        let mut ending = ending(given, Outcome::Failed(failure), self.now.moment());
         ending.attempt = tokens.map(|tokens| attempt(given, self.workers[given.worker], tokens));
         let (held, _) = self.state.stash(&ending);
         let expected = match &known.life {
@@ -341,8 +341,8 @@ impl World {
             request: ModelRequest::default(),
             stream: false,
             metadata: BTreeMap::new(),
-            created_at: self.now.wall(),
-            deadline: self.now.wall().plus(seconds * 1_000),
+            created_at: self.now.moment(),
+            deadline: self.now.moment().plus(seconds * 1_000),
             keep_content: true,
             tokens,
             repeat_streamed: false,
