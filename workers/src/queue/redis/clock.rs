@@ -164,14 +164,14 @@ mod tests {
 
     #[test]
     fn a_quick_sample_mends_a_slow_one() {
-        // The answer to the first had all of the delay: the clock is 10 ms behind what half-way says.
-        check(&[(0, 0, 0, 20), (1_000, 1_000_000, 1_000_000, 1_001)], 0);
-        check(&[(0, 20_000, 20_000, 20), (1_000, 1_001_000, 1_001_000, 1_001)], 1_000 - 1_000 + 1_000);
+        // All of the delay was on one side: half-way is wrong by 10 ms, and 1 ms of it is left to doubt.
+        check(&[(0, 0, 0, 20), (1_000, 1_000_000, 1_000_000, 1_001)], -1_000);
+        check(&[(0, 20_000, 20_000, 20), (1_000, 1_001_000, 1_001_000, 1_001)], 1_000);
     }
 
     #[test]
     fn drift_is_followed() {
-        // Redis's clock is fast by 100 parts in a million.
+        // Redis's clock gains 100 microseconds in every second.
         let samples: Vec<_> = (0..100)
             .map(|second| (second * 1_000, second as i64 * 1_000_100, second as i64 * 1_000_100, second * 1_000))
             .collect();
