@@ -247,8 +247,11 @@ async fn a_clock_that_was_set_back_while_a_server_was_down_holds_no_run_up() {
     app.restart_front_door_with(0, &[(VARIABLE, &path)]);
     app.until_ready(0).await;
     gate.open();
-    let run = app.ended(0, &id, PATIENCE).await;
+    invariants::all_end(&app).await;
+    let run = app.run(0, &id).await.body;
     assert_eq!(run["state"], "succeeded", "{run}");
+    let outcomes: Vec<_> = run["attempts"].as_array().unwrap().iter().map(|attempt| &attempt["outcome"]).collect();
+    assert_eq!(outcomes, ["provider_error", "succeeded"], "in the order in which they were made: {run}");
     let (created, finished) = (moment(&run["createdAt"]), moment(&run["finishedAt"]));
     assert!(created <= moment(&run["startedAt"]) && created <= finished, "{run}");
     app.provider().set_default(Answer::echo());
