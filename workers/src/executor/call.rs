@@ -335,7 +335,7 @@ async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
 fn lost_attempt(shared: &Shared, claim: &Claim, lost: &LostCall) -> Attempt {
     let (provider, model) =
         target(claim).map(|target| (target.provider.clone(), target.model.clone())).unwrap_or_default();
-    let started_at = lost.started_at.max(claim.job.created_at);
+    let started_at = lost.started_at.max(claim.started_at);
     Attempt {
         number: lost.attempt,
         fence: lost.fence,
