@@ -172,8 +172,9 @@ mod tests {
     #[test]
     fn drift_is_followed() {
         // Redis's clock gains 100 microseconds in every second.
-        let samples: Vec<_> = (0..100)
-            .map(|second| (second * 1_000, second as i64 * 1_000_100, second as i64 * 1_000_100, second * 1_000))
+        let seconds = (0_u64..).zip(0_i64..).take(100);
+        let samples: Vec<_> = seconds
+            .map(|(second, shown)| (second * 1_000, shown * 1_000_100, shown * 1_000_100, second * 1_000))
             .collect();
         check(&samples, 9_900);
     }
