@@ -133,13 +133,13 @@ impl Runner {
     /// Resolve, render, and all that can be refused before the queue is asked.
     async fn plan(&self, principal: &Principal, request: RunRequest) -> Result<Planned, RunError> {
         let accepted_at = Instant::now();
-        let created_at = UnixMillis::now();
+        let created_at = self.engine.now();
         let account = &principal.account;
         let limits = &self.config.limits;
 
         let on_disconnect = request.on_disconnect();
         request.refuse_unsupported()?;
-        plan::admit(account, created_at)?;
+        plan::admit(account, UnixMillis::now())?;
         if self.engine.is_draining() || !self.intake.is_open().await? {
             return Err(RunError::Draining);
         }
@@ -157,7 +157,7 @@ impl Runner {
 
         let job = Job {
             v: WIRE_VERSION,
-            id: RunId::new(),
+            id: RunId::at(created_at),
             account: account.id,
             key: Some(principal.key),
             prompt: prompt.prompt,

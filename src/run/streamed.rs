@@ -84,7 +84,7 @@ impl Streamed {
             outcome: Outcome::Expired,
             model: String::new(),
             started_at: None,
-            finished_at: UnixMillis::now(),
+            finished_at: self.hang_up.engine.now(),
             queue_ms: 0,
             attempt: None,
         };

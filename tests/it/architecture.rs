@@ -73,8 +73,9 @@ fn only_the_front_door_knows_http_servers() {
 #[test]
 fn a_release_build_has_no_fail_points() {
     check(&["FAIL_POINTS"], &["workers/src/fail/armed.rs"]);
+    check(&["CLOCK_SKEW_FILE"], &["workers/src/fail/skewed.rs"]);
     let fail = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("workers/src/fail.rs")).unwrap();
-    for line in ["mod armed;", "pub(crate) use self::armed::"] {
+    for line in ["mod armed;", "mod skewed;", "pub(crate) use self::armed::", "pub(crate) use self::skewed::"] {
         let (before, _) = fail.split_once(line).unwrap();
         assert!(before.ends_with("#[cfg(debug_assertions)]\n"), "`{line}` is for debug builds only");
     }
@@ -90,6 +91,27 @@ fn a_release_build_has_the_clock_of_redis() {
         "a clock that moves is for tests only"
     );
     assert!(!after.contains("tests/clock.lua"));
+}
+
+#[test]
+fn the_wall_clock_is_read_in_one_place() {
+    check(&["Utc::now", "Local::now", "SystemTime", "UNIX_EPOCH"], &["workers/src/clock.rs"]);
+    check(&["wall_micros"], &["workers/src/clock.rs", "workers/src/job.rs", "workers/src/queue/embedded"]);
+}
+
+#[test]
+fn no_moment_of_a_run_comes_from_the_wall_clock() {
+    // The rest of the program has dates that people set: of keys, plans and the audit log.
+    for file in sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("workers/src")) {
+        let (name, text) = (file.display().to_string(), fs::read_to_string(&file).unwrap());
+        // A provider that names a date for the next call has no other clock in common with us.
+        if name.ends_with("/providers/openai.rs") || is_test(&name) || name.contains("/workers/src/tests") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let mut lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        assert!(!lines.any(|line| line.contains("UnixMillis::now(") || line.contains("RunId::new(")), "{name}");
+    }
 }
 
 #[test]

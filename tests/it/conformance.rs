@@ -23,6 +23,7 @@ macro_rules! suite {
             entering {
                 enqueueing_a_known_run_changes_nothing
                 a_restored_run_keeps_its_attempts_and_others_are_left_as_they_are
+                a_restored_run_goes_on_above_its_last_fence
                 a_submission_that_comes_after_its_restoration_is_still_answered
                 missing_are_the_runs_that_the_queue_never_heard_of
                 the_loss_of_memory_is_told_once

@@ -1,5 +1,6 @@
 //! Accepted work under fault: processes killed, Redis emptied and stopped, databases behind.
 
+mod clocks;
 mod crashes;
 mod network;
 mod providers;

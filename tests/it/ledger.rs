@@ -481,10 +481,10 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
     let first = ledger.unfinished(None, 3).await.unwrap();
     let rest = ledger.unfinished(Some(first[2].job.id), 3).await.unwrap();
-    let found: Vec<(Job, i32, i32)> =
-        first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts, run.limited)).collect();
-    let expected = [(0, 3, 2), (1, 0, 0), (3, 0, 0), (4, 0, 0)]
-        .map(|(index, attempts, limited)| (jobs[index].clone(), attempts, limited));
+    let found: Vec<(Job, i32, i32, i64)> =
+        first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts, run.limited, run.fence.0)).collect();
+    let expected = [(0, 3, 2, 3), (1, 0, 0, 0), (3, 0, 0, 0), (4, 0, 0, 0)]
+        .map(|(index, attempts, limited, fence)| (jobs[index].clone(), attempts, limited, fence));
     assert_eq!(found, expected);
     assert_eq!((first.len(), rest.len()), (3, 1));
 }

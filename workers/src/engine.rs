@@ -124,6 +124,11 @@ impl Engine {
         Ok(Self(Arc::new(Inner { ledger, queue, settings, front_door, waiters, draining, dismiss, stop, tasks })))
     }
 
+    /// The queue's clock: where the moments of a run come from.
+    pub fn now(&self) -> UnixMillis {
+        self.0.queue.now()
+    }
+
     /// Accepts a run, if `rules` and the queue's depth admit it. One that got into a store whose answer was lost is ended again, if that
     /// store can be reached: its caller is told that it was not accepted, and may send it once more.
     pub async fn submit(
@@ -246,7 +251,7 @@ impl Engine {
         Ok(Some(match sighting {
             Some(sighting) if !record.state.is_terminal() => RunRecord {
                 state: if sighting.leased { RunState::Running } else { RunState::Queued },
-                started_at: sighting.started_at,
+                started_at: sighting.started_at.map(|started_at| started_at.max(record.created_at)),
                 ..record
             },
             _ => record,
@@ -256,11 +261,6 @@ impl Engine {
     /// What is known to have been spent for an account's runs of a time, in nano-dollars ([`Ledger::spent`]).
     pub async fn spent(&self, account: AccountId, accepted: Range<UnixMillis>) -> Result<i64, LedgerError> {
         self.0.ledger.spent(account, accepted).await
-    }
-
-    /// The moment by the clock that all runs of the engine are timed with.
-    pub fn now(&self) -> UnixMillis {
-        UnixMillis::now()
     }
 
     /// The run that an account's key stands for.
@@ -396,12 +396,12 @@ impl Engine {
     /// For a run that the queue does not know: it was not enqueued yet, or the queue lost it. Returns the fence of its ending, if this is it.
     async fn end_in_ledger(&self, run: RunId, outcome: Outcome) -> Result<Option<Fence>, SubmitError> {
         let Some(row) = self.0.ledger.unfinished_one(run).await? else { return Ok(None) };
-        let now = UnixMillis::now();
+        let now = self.now().max(row.job.created_at);
         let ending = Ending {
             v: WIRE_VERSION,
             run,
             // The clock of all fences, in microseconds.
-            fence: Fence(now.0.saturating_mul(1_000)),
+            fence: Fence(now.0.saturating_mul(1_000).max(row.fence.0.saturating_add(1))),
             outcome,
             model: row.job.targets.first().map(|target| target.model.clone()).unwrap_or_default(),
             started_at: None,

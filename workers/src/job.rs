@@ -27,9 +27,14 @@ pub const WIRE_VERSION: u8 = 1;
 pub struct UnixMillis(pub i64);
 
 impl UnixMillis {
-    /// The wall clock. Only for moments that leave the process; durations are measured with `Instant`.
+    /// The wall clock: for keys, plans and whatever else people set a date for. Moments of runs are the queue's
+    /// ([`Queue::now`](crate::queue::Queue::now)); durations are measured with `Instant`.
     pub fn now() -> Self {
-        Self(chrono::Utc::now().timestamp_millis())
+        Self::from_micros(crate::clock::wall_micros())
+    }
+
+    pub(crate) fn from_micros(micros: i64) -> Self {
+        Self(micros.div_euclid(1_000))
     }
 
     /// The moment `millis` later.

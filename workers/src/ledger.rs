@@ -251,9 +251,9 @@ impl Ledger {
     }
 
     /// Commits a new run that does what a dead one could not, with as much time as that one had. `None`: the run is not dead, or
-    /// was looked after. The queue does not know the new run yet.
-    pub async fn requeue(&self, dead: RunId) -> Result<Option<Arc<Job>>, LedgerError> {
-        dead::requeue(&self.store, dead).await
+    /// was looked after. The queue does not know the new run yet; `now` is by its clock.
+    pub async fn requeue(&self, dead: RunId, now: UnixMillis) -> Result<Option<Arc<Job>>, LedgerError> {
+        dead::requeue(&self.store, dead, now).await
     }
 
     /// Looks after a dead run by dropping what it was to do; its history stays. Whether it was dead.

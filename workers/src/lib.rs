@@ -7,6 +7,7 @@
 //!
 //! The ledger is the truth. The queue only dispatches, and can be rebuilt from the ledger at any time.
 
+mod clock;
 pub mod engine;
 pub mod executor;
 mod fail;

@@ -35,8 +35,11 @@
 //! A queue that lost its memory does not know which calls are under way, nor what the last minute held. It hands out nothing in a scope with
 //! limits until that is past: for as long as a lease, or a minute.
 //!
-//! Fences come from the queue's clock in microseconds and never fall behind the last one of the run, so that they keep growing even when
-//! the queue lost everything it knew.
+//! A run's deadline, and every other moment that it is given, is one of the queue's clock ([`Queue::now`]). So nobody's wall clock has to
+//! agree with anybody's: a deadline that one process computed means the same to every other one.
+//!
+//! Fences come from the same clock in microseconds and never fall behind the last one of the run, so that they keep growing even when
+//! the queue lost everything it knew: the ledger's last fence comes back with the run, should the new queue's clock be behind.
 
 pub mod embedded;
 #[cfg(test)]
@@ -49,7 +52,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::{Attempt, Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, UnixMillis, WorkerId};
+use crate::job::{Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, UnixMillis, WorkerId};
 
 /// How long a worker owns a run without a heartbeat, unless it is told otherwise.
 pub const LEASE: Duration = Duration::from_secs(15);
@@ -254,6 +257,8 @@ pub struct Restored {
     pub attempts: i32,
     /// How many of them were limited by their provider.
     pub limited: i32,
+    /// The last fence that the ledger knows of it; zero when there is none. The next one is greater.
+    pub fence: Fence,
 }
 
 /// A run in the queue, as its status shows it.
@@ -321,6 +326,10 @@ pub fn self_abort_of(lease: Duration) -> Duration {
 pub trait Queue: Send + Sync + 'static {
     /// How long the leases are that are taken and renewed here.
     fn lease(&self) -> Duration;
+
+    /// The queue's clock: the only one that a run's moments are taken from. Two processes read it alike, to about the time that
+    /// a message takes between them and the queue; no wall clock of theirs has a part in it.
+    fn now(&self) -> UnixMillis;
 
     /// Admits, without enqueueing: for a run whose row must be committed first.
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable>;
@@ -403,17 +412,20 @@ pub(crate) fn ending_in_queue(
     fence: Fence,
     outcome: Outcome,
     now: UnixMillis,
-    attempt: Option<Attempt>,
+    started_at: Option<UnixMillis>,
 ) -> Ending {
+    // Two readings of one clock may differ by the way between them, and no run ends before it began.
+    let started_at = started_at.map(|started_at| started_at.max(job.created_at));
+    let now = now.max(started_at.unwrap_or(job.created_at));
     Ending {
         v: crate::job::WIRE_VERSION,
         run: job.id,
         fence,
         outcome,
         model: job.targets.first().map(|target| target.model.clone()).unwrap_or_default(),
-        started_at: None,
+        started_at,
         finished_at: now,
         queue_ms: now.since(job.created_at),
-        attempt,
+        attempt: None,
     }
 }

@@ -9,7 +9,7 @@ use clap::Subcommand;
 use sea_orm::DatabaseConnection;
 use serde_json::json;
 use workers::{
-    job::{AccountId, RunId},
+    job::{AccountId, RunId, UnixMillis},
     ledger::{DeadRun, Ledger},
     queue::{Queue, Submission},
 };
@@ -71,7 +71,9 @@ pub(super) async fn run(
                 None => None,
             };
             for dead in ids {
-                let Some(job) = ledger.requeue(dead).await? else { return Err(not_dead(dead)) };
+                // A server with an embedded queue keeps its clock to itself; it begins with that of this machine.
+                let now = queue.as_ref().map_or_else(UnixMillis::now, |queue| queue.now());
+                let Some(job) = ledger.requeue(dead, now).await? else { return Err(not_dead(dead)) };
                 let (run, account) = (job.id, job.account);
                 note(db, "queue.dead.requeue", dead, Some(account), json!({ "run": run })).await?;
                 if let Some(queue) = &queue {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use workers::{
-    job::{Outcome, RunId},
+    job::{Fence, Outcome, RunId},
     queue::{Cancelled, Held, Renewal, Restored, Work},
 };
 
@@ -33,7 +33,7 @@ pub async fn a_waiting_run_ends_at_once<S: Store>() {
     assert_eq!(front_door.next().await, *ending);
     assert_eq!((ending.started_at, ending.attempt.is_none()), (None, true));
     bench.queue.finish(&[(job.id, ending.fence)]).await.unwrap();
-    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 0, limited: 0 }]).await.unwrap();
+    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 0, limited: 0, fence: Fence(0) }]).await.unwrap();
     bench.claims_nothing().await;
     assert_eq!(bench.queue.stats().await.unwrap().leased, 0);
 }

@@ -113,7 +113,7 @@ pub async fn a_finished_run_does_not_come_back<S: Store>() {
     bench.end(&claim).await;
     assert_eq!(bench.queue.missing(&[job.id]).await.unwrap(), []);
     bench.enqueue(&job).await;
-    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 1, limited: 0 }]).await.unwrap();
+    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 1, limited: 0, fence: Fence(0) }]).await.unwrap();
     bench.claims_nothing().await;
     assert_eq!(bench.queue.locate(job.id).await.unwrap(), None);
     assert_eq!(bench.cancel(job.id).await, Cancelled::Finished);
@@ -143,7 +143,7 @@ pub async fn a_finished_run_that_was_unknown_does_not_come_back<S: Store>() {
     let bench = S::open(LONG).await;
     let job = run().job();
     bench.queue.finish(&[(job.id, Fence(1))]).await.unwrap();
-    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 1, limited: 0 }]).await.unwrap();
+    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 1, limited: 0, fence: Fence(0) }]).await.unwrap();
     bench.claims_nothing().await;
     assert_eq!(bench.queue.missing(&[job.id]).await.unwrap(), []);
 }

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use workers::{
-    job::{Lane, RunId},
-    queue::{Restored, Sighting},
+    job::{Fence, Lane, RunId},
+    queue::{Held, Restored, Sighting},
 };
 
 use super::bench::{LONG, Store, run, succeeded};
@@ -29,18 +29,32 @@ pub async fn a_restored_run_keeps_its_attempts_and_others_are_left_as_they_are<S
     let (known, unknown) = (run().job(), run().job());
     bench.enqueue(&known).await;
     let known_claim = bench.take().await;
-    let restored = [&known, &unknown].map(|job| Restored { job: Arc::clone(job), attempts: 2, limited: 1 });
+    let restored =
+        [&known, &unknown].map(|job| Restored { job: Arc::clone(job), attempts: 2, limited: 1, fence: Fence(0) });
     bench.queue.restore(&restored).await.unwrap();
     let claim = bench.take().await;
     assert_eq!((claim.job.id, claim.attempt, claim.limited, claim.target), (unknown.id, 3, 1, 0));
     bench.end(&known_claim).await;
 }
 
+pub async fn a_restored_run_goes_on_above_its_last_fence<S: Store>() {
+    let bench = S::open(LONG).await;
+    // The clock that it came from was ahead of this queue's by a day.
+    let fence = Fence(bench.queue.now().plus(86_400_000).0 * 1_000);
+    let restored = Restored { job: run().job(), attempts: 1, limited: 0, fence };
+    bench.queue.restore(&[restored]).await.unwrap();
+    let claim = bench.take().await;
+    assert!(claim.fence > fence, "{claim:?}");
+    assert_eq!(bench.hand_back(&claim).await, Held::Done);
+    assert!(bench.take().await.fence > claim.fence);
+}
+
 pub async fn a_submission_that_comes_after_its_restoration_is_still_answered<S: Store>() {
     let bench = S::open(LONG).await;
     let mut front_door = bench.front_door().await;
     let jobs = [run().job(), run().job()];
-    let restored = jobs.each_ref().map(|job| Restored { job: Arc::clone(job), attempts: 0, limited: 0 });
+    let restored =
+        jobs.each_ref().map(|job| Restored { job: Arc::clone(job), attempts: 0, limited: 0, fence: Fence(0) });
     bench.queue.restore(&restored).await.unwrap();
     bench.enqueue_for(front_door.id, &jobs[0]).await;
     let claims = bench.claim(10).await;

@@ -13,13 +13,13 @@ use super::bench::{LONG, OPEN, SHORT, Spec, Store, ids, run, slots, unlimited};
 pub async fn a_claim_tells_all_that_a_call_needs<S: Store>() {
     let bench = S::open(LONG).await;
     let job = Spec { scopes: vec![OPEN, "fallback"], tokens: 7, ..run() }.job();
-    let before = UnixMillis::now();
+    let before = bench.queue.now();
     bench.enqueue(&job).await;
     let claim = bench.take().await;
     assert_eq!(claim.job, job);
     assert_eq!((claim.attempt, claim.limited, claim.target, claim.work), (1, 0, 0, Work::Call));
     assert!(claim.queue_ms < 10_000, "{}", claim.queue_ms);
-    assert!(claim.started_at >= before && claim.started_at <= UnixMillis::now().plus(1));
+    assert!(claim.started_at >= before && claim.started_at <= bench.queue.now().plus(1));
     assert!(claim.fence > Fence(0));
 }
 

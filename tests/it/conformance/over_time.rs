@@ -39,6 +39,24 @@ async fn a_tombstone_stands_for_a_minute() {
     assert_eq!(bench.queue.missing(&[job.id]).await.unwrap(), [job.id]);
 }
 
+/// The paused clock runs away from the wall clock, as if that had been set back.
+#[tokio::test(start_paused = true)]
+async fn the_clock_of_a_queue_without_runs_follows_the_wall_clock() {
+    const AWAY: u64 = 600_000;
+    let bench = Embedded::open(LONG).await;
+    let start = bench.queue.now();
+    bench.enqueue(&run().job()).await;
+    sleep(Duration::from_millis(AWAY)).await;
+    assert!(bench.queue.now() >= start.plus(AWAY), "a run is there, and its deadline is a moment of this clock");
+    let claim = bench.take().await;
+    assert!(claim.started_at >= start.plus(AWAY) && claim.queue_ms >= AWAY, "{claim:?}");
+    bench.end(&claim).await;
+    sleep(Duration::from_secs(59)).await;
+    assert!(bench.queue.now() >= start.plus(AWAY));
+    sleep(Duration::from_secs(60)).await;
+    assert!(bench.queue.now() < start.plus(AWAY), "nobody holds a moment of it any more");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_accounts_minute_slides() {
     let bench = Embedded::open(LONG).await;

@@ -6,7 +6,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},
 };
-use workers::queue::Restored;
+use workers::{job::Fence, queue::Restored};
 
 use super::bench::{Bench, LONG, OPEN, Store, run, slots, succeeded, unlimited};
 
@@ -68,7 +68,7 @@ pub async fn a_restored_run_wakes<S: Store>() {
     bench.claims_nothing().await;
     let sleeper = asleep(&bench).await;
     let job = run().job();
-    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 0, limited: 0 }]).await.unwrap();
+    bench.queue.restore(&[Restored { job: Arc::clone(&job), attempts: 0, limited: 0, fence: Fence(0) }]).await.unwrap();
     is_woken(sleeper).await;
     assert_eq!(bench.take().await.job.id, job.id);
 }

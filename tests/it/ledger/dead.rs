@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::future::join_all;
 use uuid::Uuid;
 use workers::{
-    job::{Failure, Job, Outcome, RunId, RunState},
+    job::{Failure, Job, Outcome, RunId, RunState, UnixMillis},
     ledger::Ledger,
 };
 
@@ -31,7 +31,7 @@ pub async fn dead_runs_keep_their_job_until_somebody_has_looked_after_them(site:
     assert_eq!((ledger.count_dead().await.unwrap(), ledger.count_unfinished().await.unwrap()), (2, 0));
     let before = find(&ledger, &first).await;
 
-    let new = ledger.requeue(first.id).await.unwrap().expect("it was dead");
+    let new = ledger.requeue(first.id, UnixMillis::now()).await.unwrap().expect("it was dead");
     let expected = Job { id: new.id, created_at: new.created_at, deadline: new.deadline, ..first.clone() };
     assert_eq!(*new, expected);
     assert_eq!(new.deadline.since(new.created_at), first.deadline.since(first.created_at));
@@ -48,7 +48,7 @@ pub async fn dead_runs_keep_their_job_until_somebody_has_looked_after_them(site:
     assert_eq!(find(&ledger, &second).await.state, RunState::Failed);
     assert!(dead(&ledger).await.is_empty());
     for run in [first.id, second.id, RunId::new()] {
-        assert!(ledger.requeue(run).await.unwrap().is_none() && !ledger.discard(run).await.unwrap());
+        assert!(ledger.requeue(run, UnixMillis::now()).await.unwrap().is_none() && !ledger.discard(run).await.unwrap());
     }
 }
 
@@ -56,7 +56,7 @@ pub async fn a_dead_run_is_looked_after_once(site: Site) {
     let (ledger, _db) = site.ledger().await;
     let job = job();
     dies(&ledger, &job).await;
-    let requeued = join_all((0..8).map(|_| ledger.requeue(job.id))).await;
+    let requeued = join_all((0..8).map(|_| ledger.requeue(job.id, UnixMillis::now()))).await;
     assert_eq!(requeued.into_iter().filter(|new| new.as_ref().unwrap().is_some()).count(), 1);
     assert_eq!(ledger.count_unfinished().await.unwrap(), 1);
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use workers::{
-    job::Lane,
+    job::{Fence, Lane},
     providers::Secret,
     queue::{
         Restored,
@@ -28,7 +28,8 @@ const FLOOD: usize = 100_000;
 
 /// Puts runs in as the reconciler does: many at a time.
 async fn fill(bench: &Bench, spec: &Spec, count: usize) {
-    let jobs: Vec<_> = (0..count).map(|_| Restored { job: spec.job(), attempts: 0, limited: 0 }).collect();
+    let jobs: Vec<_> =
+        (0..count).map(|_| Restored { job: spec.job(), attempts: 0, limited: 0, fence: Fence(0) }).collect();
     for page in jobs.chunks(1_000) {
         bench.queue.restore(page).await.unwrap();
     }

@@ -188,7 +188,7 @@ impl App {
         Process::start(self.folder.path(), &format!("front-door-{index}"), args, &env)
     }
 
-    async fn until_ready(&mut self, index: usize) {
+    pub async fn until_ready(&mut self, index: usize) {
         let url = format!("{}/readyz", self.urls[index]);
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {

@@ -24,16 +24,7 @@ const WAY: Duration = Duration::from_secs(1);
 /// as new. The prompt `Greeting` must be there, and the provider must answer it.
 pub async fn hold(app: &App, accepted: &[String]) {
     let db = Database::connect(&app.database).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let left = left_over(app, &db).await;
-        if left.is_empty() {
-            break;
-        }
-        assert!(Instant::now() < deadline, "not idle within {PATIENCE:?}: {left:#?}");
-        sleep(Duration::from_millis(100)).await;
-    }
-
+    until_idle(app, &db).await;
     let ended = statuses(app, accepted).await;
     for (id, run) in accepted.iter().zip(&ended) {
         let state = run["state"].as_str().unwrap();
@@ -50,6 +41,25 @@ pub async fn hold(app: &App, accepted: &[String]) {
     }
     assert_eq!(statuses(app, accepted).await, ended, "a run changed after its end");
     db.close().await.unwrap();
+}
+
+/// Waits until every run has ended, in the ledger too: a status may come from the queue, a moment before.
+pub async fn all_end(app: &App) {
+    let db = Database::connect(&app.database).await.unwrap();
+    until_idle(app, &db).await;
+    db.close().await.unwrap();
+}
+
+async fn until_idle(app: &App, db: &DatabaseConnection) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left = left_over(app, db).await;
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "not idle within {PATIENCE:?}: {left:#?}");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 async fn statuses(app: &App, ids: &[String]) -> Vec<Value> {

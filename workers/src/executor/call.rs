@@ -23,6 +23,10 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// The longest that a provider's `Retry-After` holds all of its runs back.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
+/// By how much two processes may read the queue's clock differently without being wrong: the front door that gives a run up at its deadline
+/// must not seem to be early.
+const AGREEMENT: u64 = 100;
+
 /// Why a running call is to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -103,13 +107,13 @@ pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
                 message: "The run was lost by every worker that took it and will not be tried again".into(),
                 retryable: false,
             };
-            end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(claim, lost))).await
+            end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(shared, claim, lost))).await
         }
         Work::Lost(lost) if claim.log.is_some_and(|log| log.streamed) && !claim.job.repeat_streamed => {
-            end(shared, claim, streamed_and_lost(), Some(lost_attempt(claim, lost))).await
+            end(shared, claim, streamed_and_lost(), Some(lost_attempt(shared, claim, lost))).await
         }
         Work::Lost(lost) => {
-            record_attempt(shared, claim, lost_attempt(claim, lost)).await;
+            record_attempt(shared, claim, lost_attempt(shared, claim, lost)).await;
             give_back(shared, claim, Release::Retry { after: Duration::ZERO, target: claim.target }).await
         }
         Work::Call => Done::Gone,
@@ -123,7 +127,7 @@ pub async fn end_panicked(shared: &Shared, claim: &Claim) -> Done {
         message: "The engine failed while it executed the run".into(),
         retryable: true,
     };
-    let clock = Clock::start();
+    let clock = Clock::start(shared, claim);
     let attempt = target(claim).map(|target| Attempt {
         outcome: AttemptOutcome::Internal,
         ..clock.attempt(shared, claim, target, Usage::default())
@@ -139,7 +143,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         // The claim names only scopes that this process has a provider for.
         return end(shared, claim, Outcome::Failed(no_target()), None).await;
     };
-    let clock = Clock::start();
+    let clock = Clock::start(shared, claim);
     let remaining = Duration::from_millis(claim.job.deadline.since(clock.started_at));
     let request = Call {
         upstream: &target.upstream,
@@ -178,7 +182,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         Ok(Ok(completion)) => succeed(shared, claim, target, &clock, completion).await,
         Ok(Err(error)) => fail(shared, claim, target, &clock, error).await,
         Err(StopReason::Cancelled) => {
-            let overdue = UnixMillis::now() >= claim.job.deadline;
+            let overdue = shared.queue.now().plus(AGREEMENT) >= claim.job.deadline;
             let (outcome, class) = if overdue {
                 (Outcome::Expired, AttemptOutcome::Expired)
             } else {
@@ -237,7 +241,7 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
         limited: claim.limited,
         target: claim.target,
         targets: claim.job.targets.len(),
-        now: UnixMillis::now(),
+        now: shared.queue.now(),
         deadline: claim.job.deadline,
         roll: rand::random(),
     };
@@ -273,6 +277,7 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
 
 /// Stashes an ending before anything else happens to it.
 async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Done {
+    let began = attempt.as_ref().map_or(claim.started_at, |attempt| attempt.started_at.max(claim.started_at));
     let ending = Box::new(Ending {
         v: WIRE_VERSION,
         run: claim.job.id,
@@ -280,7 +285,7 @@ async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<A
         outcome,
         model: target(claim).map(|target| target.model.clone()).unwrap_or_default(),
         started_at: attempt.as_ref().map(|_| claim.started_at),
-        finished_at: UnixMillis::now(),
+        finished_at: shared.queue.now().max(began),
         queue_ms: claim.queue_ms,
         attempt,
     });
@@ -328,7 +333,7 @@ async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
         match fail::around("attempt", shared.ledger.record_attempts(&batch)).await {
             Ok(()) => return,
             Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_)))
-                if UnixMillis::now() < claim.job.deadline =>
+                if shared.queue.now() < claim.job.deadline =>
             {
                 tracing::warn!(run = %claim.job.id, %error, "an attempt waits for the ledger");
                 tokio::time::sleep(STORE_PAUSE).await;
@@ -341,17 +346,18 @@ async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
     }
 }
 
-fn lost_attempt(claim: &Claim, lost: &LostCall) -> Attempt {
+fn lost_attempt(shared: &Shared, claim: &Claim, lost: &LostCall) -> Attempt {
     let (provider, model) =
         target(claim).map(|target| (target.provider.clone(), target.model.clone())).unwrap_or_default();
+    let started_at = lost.started_at.max(claim.started_at);
     Attempt {
         number: lost.attempt,
         fence: lost.fence,
         provider,
         model,
         worker: lost.worker,
-        started_at: lost.started_at,
-        duration_ms: UnixMillis::now().since(lost.started_at),
+        started_at,
+        duration_ms: shared.queue.now().since(started_at),
         first_token_ms: None,
         outcome: AttemptOutcome::WorkerLost,
         status: None,
@@ -391,15 +397,16 @@ fn past_deadline() -> CallError {
     }
 }
 
-/// When an attempt began, on the wall and by the monotonic clock.
+/// When an attempt began, by the queue's clock and by the monotonic one.
 struct Clock {
     started_at: UnixMillis,
     started: Instant,
 }
 
 impl Clock {
-    fn start() -> Self {
-        Self { started_at: UnixMillis::now(), started: Instant::now() }
+    fn start(shared: &Shared, claim: &Claim) -> Self {
+        // The queue itself says when the run was taken, and its clock is read here with the error of a message's way.
+        Self { started_at: shared.queue.now().max(claim.started_at), started: Instant::now() }
     }
 
     /// An attempt that ends now, with success unless the caller says otherwise.

@@ -54,7 +54,7 @@ impl Actor for Reaper {
 /// Drops old idempotency keys, some at a time.
 async fn prune(shared: Arc<Shared>) {
     loop {
-        match shared.ledger.prune_keys(crate::job::UnixMillis::now()).await {
+        match shared.ledger.prune_keys(shared.queue.now()).await {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) => return tracing::debug!(%error, "old idempotency keys stay for now"),

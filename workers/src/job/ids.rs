@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use super::UnixMillis;
 
@@ -52,6 +52,12 @@ macro_rules! id {
 id!(/// One run, for its whole life.
     RunId);
 impl RunId {
+    /// The id of a run that is created at this moment.
+    pub fn at(moment: UnixMillis) -> Self {
+        let millis = moment.since(UnixMillis(0));
+        Self(Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid())
+    }
+
     /// No run that was made at this moment or after it has a smaller id, and none before it has a greater one.
     pub fn first_at(moment: UnixMillis) -> Self {
         // The id of version 7 begins with 48 bits of milliseconds.
@@ -76,10 +82,12 @@ mod tests {
 
     #[test]
     fn the_ids_of_a_time_begin_with_the_first() {
-        let before = UnixMillis::now();
-        let run = RunId::new();
-        let after = UnixMillis::now().plus(1);
-        assert!(RunId::first_at(before) <= run && run < RunId::first_at(after), "{run}");
+        let moment = UnixMillis(0x0123_4567_89ab);
+        for _ in 0..100 {
+            let run = RunId::at(moment);
+            assert!(RunId::first_at(moment) <= run && run < RunId::first_at(moment.plus(1)), "{run}");
+            assert_eq!(run.0.get_version_num(), 7);
+        }
         assert_eq!(RunId::first_at(UnixMillis(0x0123_4567_89ab)).to_string(), "01234567-89ab-0000-0000-000000000000");
         assert_eq!(RunId::first_at(UnixMillis(-1)), RunId(Uuid::nil()));
     }

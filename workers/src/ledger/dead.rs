@@ -71,14 +71,13 @@ pub(super) async fn count(store: &Store) -> Result<u64, LedgerError> {
     Ok(store.answered(|| select.clone().count(store.db())).await?)
 }
 
-pub(super) async fn requeue(store: &Store, dead: RunId) -> Result<Option<Arc<Job>>, LedgerError> {
+pub(super) async fn requeue(store: &Store, dead: RunId, now: UnixMillis) -> Result<Option<Arc<Job>>, LedgerError> {
     let select = Entity::find_by_id(dead.0).filter(is_dead()).select_only().column(Column::Job);
     let job: Option<Option<String>> = store.answered(|| select.clone().into_tuple().one(store.db())).await?;
     let Some(Some(job)) = job else { return Ok(None) };
     let old = Job::decode(job.as_bytes()).map_err(|_| unreadable(dead.0, "job"))?;
-    let now = UnixMillis::now();
     let deadline = now.plus(old.deadline.since(old.created_at));
-    let job = Arc::new(Job { id: RunId::new(), created_at: now, deadline, ..old });
+    let job = Arc::new(Job { id: RunId::at(now), created_at: now, deadline, ..old });
     Ok(store.answered(|| requeue_once(store, dead, &job)).await?.then_some(job))
 }
 

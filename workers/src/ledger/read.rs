@@ -8,7 +8,7 @@ use sea_orm::{
 
 use super::{LedgerError, RunRecord, attempts, runs, store::Store, unreadable};
 use crate::{
-    job::{AccountId, Attempt, AttemptOutcome, Ending, Job, RunId, UnixMillis},
+    job::{AccountId, Attempt, AttemptOutcome, Ending, Fence, Job, RunId, UnixMillis},
     queue::Restored,
 };
 
@@ -57,6 +57,8 @@ struct Unfinished {
     job: Option<String>,
     attempts: Option<i32>,
     limited: i64,
+    fence: i64,
+    last_fence: Option<i64>,
 }
 
 impl Unfinished {
@@ -65,6 +67,7 @@ impl Unfinished {
             job: Arc::new(job),
             attempts: self.attempts.unwrap_or_default(),
             limited: i32::try_from(self.limited).unwrap_or(i32::MAX),
+            fence: Fence(self.last_fence.unwrap_or_default().max(self.fence)),
         }
     }
 }
@@ -93,14 +96,16 @@ async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Res
 fn select_unfinished() -> Select<runs::Entity> {
     // Not `attempt_count`: the attempt of a run may have been recorded before the run's row.
     let attempts = Expr::cust("(SELECT MAX(attempts.number) FROM attempts WHERE attempts.run = runs.id)");
+    let last_fence = Expr::cust("(SELECT MAX(attempts.fence) FROM attempts WHERE attempts.run = runs.id)");
     let limited = Expr::cust(format!(
         "(SELECT COUNT(*) FROM attempts WHERE attempts.run = runs.id AND attempts.outcome = '{}')",
         AttemptOutcome::RateLimited.as_str()
     ));
     runs::Entity::find()
         .select_only()
-        .columns([runs::Column::Id, runs::Column::Job])
+        .columns([runs::Column::Id, runs::Column::Job, runs::Column::Fence])
         .expr_as(attempts, "attempts")
+        .expr_as(last_fence, "last_fence")
         .expr_as(limited, "limited")
         .filter(runs::Column::FinishedAt.is_null())
 }

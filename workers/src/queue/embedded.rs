@@ -5,10 +5,11 @@
 //! receivers after the lock is released; the lock is never held across an await. Jobs are shared and never serialised.
 //!
 //! Nothing here survives the process. A new queue answers [`Queue::was_reset`] with yes, once, and the reconciler restores the
-//! unfinished runs from the ledger. Fences start from the wall clock, so that those of the next boot are higher.
+//! unfinished runs from the ledger, with their last fences, so that those of the next boot are higher.
 
 mod admission;
 mod claim;
+mod clock;
 mod doors;
 mod lanes;
 mod leases;
@@ -36,6 +37,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    clock::Clock,
     doors::Doors,
     run::{Now, far},
     state::{Pending, State},
@@ -44,7 +46,10 @@ use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, LEASE, Queue, QueueStats, Recalled, Release,
     Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
 };
-use crate::job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId};
+use crate::{
+    clock::wall_micros,
+    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
+};
 
 /// What an [`EmbeddedQueue`] may be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +66,7 @@ impl Default for EmbeddedSettings {
 
 /// The queue of one process. Its methods never fail.
 pub struct EmbeddedQueue {
-    state: Mutex<State>,
+    state: Mutex<(State, Clock)>,
     lease: Duration,
     /// Wakes [`Queue::wait`]. It carries no permit: whoever waits compares the state with what its last claim saw.
     wake: Notify,
@@ -71,7 +76,7 @@ pub struct EmbeddedQueue {
 impl EmbeddedQueue {
     pub fn new(settings: EmbeddedSettings) -> Self {
         Self {
-            state: Mutex::new(State::new(settings.lease)),
+            state: Mutex::new((State::new(settings.lease), Clock::new(wall_micros(), Instant::now()))),
             lease: settings.lease,
             wake: Notify::new(),
             doors: Arc::default(),
@@ -81,12 +86,13 @@ impl EmbeddedQueue {
     /// Makes one step of the state machine, and wakes waiters when it may have made a run claimable.
     fn step<T>(&self, step: impl FnOnce(&mut State, Now) -> T) -> T {
         let (answer, changed, outbox) = {
-            let mut state = self.lock();
+            let (state, clock) = &mut *self.lock();
             // Read under the lock, so that time never runs backwards from one step to the next.
-            let now = Now { at: Instant::now(), micros: chrono::Utc::now().timestamp_micros() };
+            let at = Instant::now();
+            let now = Now { at, micros: clock.read(at) };
             let before = state.changes();
             state.tidy(now);
-            let answer = step(&mut state, now);
+            let answer = step(state, now);
             (answer, state.changes() != before, state.take_outbox())
         };
         for (front_door, reply) in outbox {
@@ -98,7 +104,7 @@ impl EmbeddedQueue {
         answer
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, (State, Clock)> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -107,6 +113,13 @@ impl EmbeddedQueue {
 impl Queue for EmbeddedQueue {
     fn lease(&self) -> Duration {
         self.lease
+    }
+
+    fn now(&self) -> UnixMillis {
+        let (state, clock) = &mut *self.lock();
+        let at = Instant::now();
+        clock.follow(wall_micros(), at, !state.is_empty());
+        UnixMillis::from_micros(clock.tell(at))
     }
 
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {

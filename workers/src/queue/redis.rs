@@ -28,9 +28,15 @@
 //!
 //! # Time
 //!
-//! Every moment is one of Redis's clock. A deadline comes from a front door's clock: they have to agree as well as NTP makes them.
+//! Every moment is one of Redis's clock, the deadlines of runs too. A process knows that clock as its own monotonic clock and an offset that it
+//! measured (`clock.rs`): when it connects, and about once a second with the reads of its reply stream, which cost no round trip for it.
+//! Nobody's wall clock is asked, so none can be wrong.
+//!
+//! When the clock of Redis itself is set, the processes follow it. What was written down by the old clock is then read by the new one: set
+//! forward, leases and deadlines pass early and minutes are forgotten; set back, they last longer by as much.
 
 mod cancellations;
+mod clock;
 mod connect;
 mod replies;
 mod scripts;
@@ -55,6 +61,7 @@ use uuid::Uuid;
 
 pub use self::connect::ConnectError;
 use self::{
+    clock::Clock,
     connect::Connections,
     scripts::Invocation,
     wake::Waiters,
@@ -103,6 +110,7 @@ pub struct RedisQueue {
     lease: Duration,
     warnings: Vec<String>,
     waiters: Waiters,
+    clock: Arc<Clock>,
     /// Whether this process has seen the queue's memory. If it is gone then, it was lost.
     knew: AtomicBool,
 }
@@ -110,9 +118,10 @@ pub struct RedisQueue {
 impl RedisQueue {
     /// Connects within five seconds, and checks that the server can do what the queue needs.
     pub async fn connect(settings: RedisSettings) -> Result<RedisQueue, ConnectError> {
-        let (connections, warnings) = Connections::open(&settings).await?;
+        let (connections, time, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
-        Ok(Self { connections, tag, lease: LEASE, warnings, waiters: Waiters::default(), knew: AtomicBool::new(false) })
+        let (waiters, clock) = (Waiters::default(), Arc::new(Clock::new(time)));
+        Ok(Self { connections, tag, lease: LEASE, warnings, waiters, clock, knew: AtomicBool::new(false) })
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
@@ -179,6 +188,10 @@ impl Queue for RedisQueue {
         self.lease
     }
 
+    fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
         let step = self.step(&scripts::ADMIT).arg(job.encode().len());
         let answer = self.run(wire::admission(step, admission)).await?;
@@ -187,7 +200,7 @@ impl Queue for RedisQueue {
 
     async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
         let Submission { job, reply_to } = submission;
-        let mut step = wire::put(self.step(&scripts::ENQUEUE), &job, &job.encode(), (0, 0), reply_to);
+        let mut step = wire::put(self.step(&scripts::ENQUEUE), &job, &job.encode(), (0, 0, Fence::default()), reply_to);
         if let Some(admission) = admission {
             step = wire::admission(step, admission);
         }
@@ -316,12 +329,9 @@ impl Queue for RedisQueue {
                 mark_only = true;
                 continue;
             };
-            let now = UnixMillis::now();
             let fence = Fence(wire::parse(&fence)?);
-            let mut ending = ending_in_queue(&job, fence, outcome.clone(), now, None);
-            if !started.is_empty() {
-                ending.started_at = Some(UnixMillis(wire::parse(&started)?));
-            }
+            let started_at = if started.is_empty() { None } else { Some(UnixMillis(wire::parse(&started)?)) };
+            let mut ending = ending_in_queue(&job, fence, outcome.clone(), self.now(), started_at);
             if let Some(target) = job.targets.get(wire::parse::<usize>(&target)?) {
                 ending.model.clone_from(&target.model);
             }
@@ -363,10 +373,10 @@ impl Queue for RedisQueue {
         while runs.peek().is_some() {
             let mut step = self.step(&scripts::RESTORE);
             let mut bytes = 0;
-            for Restored { job, attempts, limited } in runs.by_ref().take(RESTORE_BATCH) {
+            for Restored { job, attempts, limited, fence } in runs.by_ref().take(RESTORE_BATCH) {
                 let encoded = job.encode();
                 bytes += encoded.len();
-                step = wire::put(step, job, &encoded, (*attempts, *limited), None);
+                step = wire::put(step, job, &encoded, (*attempts, *limited, *fence), None);
                 if bytes >= RESTORE_BYTES {
                     break;
                 }
@@ -413,7 +423,7 @@ impl Queue for RedisQueue {
         stop: CancellationToken,
     ) -> Result<mpsc::Receiver<Reply>, Unreachable> {
         let stream = self.key(&format!("reply:{front_door}"));
-        replies::listen(self.connections.clone(), stream, self.key("epoch"), stop).await
+        replies::listen(self.connections.clone(), self.clock.clone(), stream, self.key("epoch"), stop).await
     }
 
     async fn cancellations(&self, stop: CancellationToken) -> Result<mpsc::Receiver<RunId>, Unreachable> {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId},
+    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
     queue::{
         Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, Queue, QueueStats, Recalled, Release, Renewal,
         Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
@@ -83,6 +83,10 @@ impl FaultyQueue {
 impl Queue for FaultyQueue {
     fn lease(&self) -> Duration {
         self.inner.lease()
+    }
+
+    fn now(&self) -> UnixMillis {
+        self.inner.now()
     }
 
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {

@@ -40,6 +40,11 @@ impl Leases {
         self.fence
     }
 
+    /// All fences from now on are greater than this one.
+    pub(super) fn pass(&mut self, fence: Fence) {
+        self.fence = self.fence.max(fence);
+    }
+
     /// Leases a run that is in no list.
     pub(super) fn grant(
         &mut self,
@@ -53,14 +58,14 @@ impl Leases {
         let first = matches!(task, Task::Call) && run.started_at.is_none();
         if matches!(task, Task::Call) {
             run.attempts = run.attempts.saturating_add(1);
-            run.started_at.get_or_insert(now.wall());
+            run.started_at.get_or_insert(now.moment());
         }
         let lease = Lease {
             worker,
             fence: self.fence(now),
             expires,
             task,
-            taken_at: now.wall(),
+            taken_at: now.moment(),
             ready_since,
             queue_ms: millis(now.at.saturating_duration_since(ready_since)),
             charge: None,
@@ -110,7 +115,7 @@ impl Leases {
         lease.task = task;
         lease.worker = Some(worker);
         lease.fence = fence;
-        lease.taken_at = now.wall();
+        lease.taken_at = now.moment();
         lease.charge = None;
     }
 

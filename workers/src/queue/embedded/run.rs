@@ -18,13 +18,13 @@ use crate::{
 pub(super) struct Now {
     /// What leases, delays, deadlines and limits are measured with.
     pub(super) at: Instant,
-    /// The wall clock, in microseconds since 1970: for fences, and for moments that leave the process.
+    /// The queue's clock, in microseconds since 1970: for fences, and for moments that leave the process.
     pub(super) micros: i64,
 }
 
 impl Now {
-    pub(super) fn wall(self) -> UnixMillis {
-        UnixMillis(self.micros.div_euclid(1_000))
+    pub(super) fn moment(self) -> UnixMillis {
+        UnixMillis::from_micros(self.micros)
     }
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Run {
     /// What the job takes of the byte budget while it waits.
     pub(super) bytes: u64,
     pub(super) reply_to: Option<FrontDoorId>,
-    /// The job's deadline on the queue's clock. Fixed when the run comes in, so that a wall clock that is set does not move it.
+    /// The job's deadline on the queue's clock. Fixed when the run comes in.
     pub(super) deadline: Instant,
     /// Calls that were made, the present one included.
     pub(super) attempts: i32,
@@ -160,7 +160,7 @@ impl Run {
             limited: self.limited,
             target: self.target,
             queue_ms: lease.queue_ms,
-            started_at: self.started_at.unwrap_or(lease.taken_at),
+            started_at: self.started_at.unwrap_or(lease.taken_at).max(self.job.created_at),
             log: self.log.as_ref().map(|log| log.mark()),
             work,
         })

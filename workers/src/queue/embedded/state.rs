@@ -93,6 +93,11 @@ impl State {
         }
     }
 
+    /// Whether it holds no run.
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
     pub(super) fn changes(&self) -> u64 {
         self.changes
     }
@@ -150,7 +155,7 @@ impl State {
                 missed = run.lease().and_then(|lease| lease.ending.clone()).map(|ending| (front_door, ending));
             }
         } else if matches!(admitted, Admitted::Yes { .. }) {
-            self.add(Restored { job, attempts: 0, limited: 0 }, reply_to, now);
+            self.add(Restored { job, attempts: 0, limited: 0, fence: Fence::default() }, reply_to, now);
         }
         (admitted, missed)
     }
@@ -308,10 +313,7 @@ impl State {
         let since = self.waiting.remove(run).unwrap_or(now.at);
         self.leases.grant(run, None, Task::Record, since, now);
         let fence = run.lease().map(|lease| lease.fence).unwrap_or_default();
-        let ending = Box::new(Ending {
-            started_at: run.started_at,
-            ..ending_in_queue(&run.job, fence, outcome, now.wall(), None)
-        });
+        let ending = Box::new(ending_in_queue(&run.job, fence, outcome, now.moment(), run.started_at));
         if let Some(lease) = run.lease_mut() {
             lease.ending = Some(ending.clone());
         }
@@ -389,14 +391,15 @@ impl State {
 
     /// Takes a run in that the queue does not know.
     fn add(&mut self, restored: Restored, reply_to: Option<FrontDoorId>, now: Now) {
-        let Restored { job, attempts, limited } = restored;
+        let Restored { job, attempts, limited, fence } = restored;
         if self.knows(job.id) {
             return;
         }
         let log = job.stream.then(|| Box::new(Log::begin(reply_to)));
+        self.leases.pass(fence);
         let mut run = Run {
             bytes: weight(&job),
-            deadline: far(now.at, Duration::from_millis(job.deadline.since(now.wall()))),
+            deadline: far(now.at, Duration::from_millis(job.deadline.since(now.moment()))),
             job,
             reply_to,
             attempts,

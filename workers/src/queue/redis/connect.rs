@@ -7,9 +7,12 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, FromRedisValue, InfoDict, RedisError, ServerErrorKind,
     aio::{MultiplexedConnection, PubSub},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::RedisSettings;
+use super::{
+    RedisSettings,
+    clock::{Sample, Shown},
+};
 use crate::{providers::Secret, queue::Unreachable};
 
 /// The whole of [`Connections::open`].
@@ -50,8 +53,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Connects and checks what is there; returns what the operator should know about it.
-    pub async fn open(settings: &RedisSettings) -> Result<(Self, Vec<String>), ConnectError> {
+    /// Connects and checks what is there; returns what time it is there, and what the operator should know about it.
+    pub async fn open(settings: &RedisSettings) -> Result<(Self, Sample, Vec<String>), ConnectError> {
         let client = client(&settings.url)?;
         let address = client.get_connection_info().addr().to_string();
         let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| ConnectError::Unreachable {
@@ -63,17 +66,18 @@ impl Connections {
         let connections = Self { client, pool };
         let opened = timeout(CONNECT_WITHIN, async {
             let mut connection = connections.dedicated().await?;
+            let time = connections.time(&mut connection).await?;
             let info = query(&mut connection, redis::cmd("INFO")).await;
             let policy = query(&mut connection, redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").clone()).await;
-            Ok((info, policy))
+            Ok((time, info, policy))
         });
-        let (info, policy): (Result<InfoDict, _>, Result<Vec<String>, _>) = match opened.await {
+        let (time, info, policy): (_, Result<InfoDict, _>, Result<Vec<String>, _>) = match opened.await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => return Err(refusal(error, address)),
             Err(late) => return Err(unreachable(Box::new(late))),
         };
         let warnings = check(info, policy, address)?;
-        Ok((connections, warnings))
+        Ok((connections, time, warnings))
     }
 
     /// Runs one step on a connection of the pool, within a bounded time.
@@ -102,6 +106,13 @@ impl Connections {
         timeout(CONNECTION_WITHIN, self.client.get_multiplexed_async_connection_with_config(&config))
             .await
             .unwrap_or_else(|_| Err(RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut))))
+    }
+
+    /// What time it is there.
+    pub async fn time(&self, connection: &mut MultiplexedConnection) -> Result<Sample, RedisError> {
+        let asked = Instant::now();
+        let shown: Shown = query(connection, redis::cmd("TIME")).await?;
+        Ok(Sample::once(asked, shown, Instant::now()))
     }
 
     /// A new connection that listens to channels.

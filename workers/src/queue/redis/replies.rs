@@ -1,6 +1,6 @@
 //! Endings on their way to a front door: its stream is read over a connection of its own.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use redis::{RedisError, Value, aio::MultiplexedConnection, streams::StreamReadReply};
 use tokio::{
@@ -10,6 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    clock::{Clock, Sample, Shown},
     connect::{Connections, unreachable},
     wire::parse,
 };
@@ -36,6 +37,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(2);
 /// Connects, and starts to read. The reader ends with the token, or when nobody listens any more.
 pub(super) async fn listen(
     connections: Connections,
+    clock: Arc<Clock>,
     stream: String,
     epoch: String,
     stop: CancellationToken,
@@ -45,7 +47,7 @@ pub(super) async fn listen(
     let seen = timeout(GRACE, seen.query_async(&mut connection)).await.map_err(unreachable)?.map_err(unreachable)?;
     let memory = Memory { epoch: seen, sweep_until: None };
     let (send, receive) = mpsc::channel(CHANNEL);
-    let mut reader = Reader { connections, stream, last: "0-0".into(), epoch, memory, send };
+    let mut reader = Reader { connections, clock, stream, last: "0-0".into(), epoch, memory, send };
     tokio::spawn(async move {
         let gone = reader.send.clone();
         tokio::select! {
@@ -59,6 +61,7 @@ pub(super) async fn listen(
 
 struct Reader {
     connections: Connections,
+    clock: Arc<Clock>,
     stream: String,
     /// The last entry that was passed on. What came before is trimmed with the next read.
     last: String,
@@ -75,7 +78,7 @@ impl Reader {
         loop {
             let Some(open) = &mut connection else {
                 backoff.pause().await;
-                connection = self.connections.dedicated().await.ok();
+                connection = self.connect().await.ok();
                 if connection.is_some() && self.send.send(Reply::Resumed).await.is_err() {
                     return;
                 }
@@ -101,18 +104,38 @@ impl Reader {
         }
     }
 
+    /// Connects again. It may be another machine that answers now, with another clock.
+    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let mut connection = self.connections.dedicated().await?;
+        self.clock.learn(self.connections.time(&mut connection).await?);
+        Ok(connection)
+    }
+
     /// Waits for the next messages, after trimming those that were passed on.
     async fn read(&mut self, connection: &mut MultiplexedConnection) -> Result<Vec<Reply>, RedisError> {
         let block = if self.memory.is_sweeping() { SWEEP_EVERY } else { BLOCK };
+        let asked = Instant::now();
+        let tells_time = self.clock.is_stale(asked);
         let mut read = redis::pipe();
+        if tells_time {
+            // Told before the read blocks and after it, the time is known as well as if it had been asked for alone.
+            read.cmd("TIME");
+        }
         read.cmd("XTRIM").arg(&self.stream).arg("MINID").arg(after(&self.last)).ignore();
         read.cmd("PEXPIRE").arg(&self.stream).arg(super::millis(STREAM_TTL)).ignore();
         read.cmd("XREAD").arg("COUNT").arg(BATCH).arg("BLOCK").arg(super::millis(block));
         read.arg("STREAMS").arg(&self.stream).arg(&self.last);
         read.cmd("GET").arg(&self.epoch);
-        let answer = timeout(block + GRACE, read.query_async(connection)).await;
-        let (entries, epoch): (Option<StreamReadReply>, Option<String>) =
-            answer.map_err(|_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut)))??;
+        let late = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
+        let (entries, epoch): (Option<StreamReadReply>, Option<String>) = if tells_time {
+            read.cmd("TIME");
+            let answer = timeout(block + GRACE, read.query_async(connection)).await;
+            let (before, entries, epoch, after): (Shown, _, _, Shown) = answer.map_err(late)??;
+            self.clock.learn(Sample { asked, before, after, answered: Instant::now() });
+            (entries, epoch)
+        } else {
+            timeout(block + GRACE, read.query_async(connection)).await.map_err(late)??
+        };
         self.memory.saw(epoch, Instant::now());
 
         let mut replies = Vec::new();

@@ -1,5 +1,6 @@
 //! The queue against a real Redis: every test starts its own.
 
+mod clock;
 mod faults;
 mod lifecycle;
 mod limits;

@@ -29,7 +29,7 @@ pub(super) fn put(
     invocation: Invocation,
     job: &Job,
     bytes: &[u8],
-    (attempts, limited): (i32, i32),
+    (attempts, limited, fence): (i32, i32, Fence),
     reply_to: Option<FrontDoorId>,
 ) -> Invocation {
     let scope = job.targets.first().map(|target| target.provider.as_str()).unwrap_or_default();
@@ -51,6 +51,7 @@ pub(super) fn put(
         .arg(job.tokens.min(MAX_TOKENS))
         .arg(attempts)
         .arg(limited)
+        .arg(fence.0)
         .arg(if job.stream { "1" } else { "" })
         .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
         .arg(bytes)
@@ -132,6 +133,8 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
         },
         _ => return Err(garbled("an unknown kind of work")),
     };
+    // A front door's reading of this clock may be ahead by the way of its messages.
+    let started_at = UnixMillis(parse(&started)?).max(job.created_at);
     Ok(Read::Claim(Box::new(Claim {
         job: Arc::new(job),
         fence,
@@ -139,7 +142,7 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
         limited: parse(&limited)?,
         target: parse(&target)?,
         queue_ms: parse(&waited)?,
-        started_at: UnixMillis(parse(&started)?),
+        started_at,
         log: log_mark(&log)?,
         work,
     })))

@@ -1,14 +1,14 @@
 -- How a run comes into the queue: by enqueue and by restore.
 
 -- The arguments of one run from ARGV[at] on: id, account, lane, scope of the first target, scopes of all targets as JSON (empty
--- when there is one), deadline, tokens, attempts so far, how many of them were limited, '1' when its events are logged from the start, reply
--- address (or empty), job.
-local PUT_ARGS = 12
+-- when there is one), deadline, tokens, attempts so far, how many of them were limited, the last fence (0: none), '1' when its events are
+-- logged from the start, reply address (or empty), job.
+local PUT_ARGS = 13
 
 local function put(at)
   local id, account, lane, scope = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local scopes, deadline, tokens, attempts, limited, log, reply_to, job =
-    ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 10], ARGV[at + 11]
+  local scopes, deadline, tokens, attempts, limited, fence, log, reply_to, job =
+    ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12]
   local fields = { 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens }
   local function set(name, value)
     fields[#fields + 1] = name
@@ -17,6 +17,7 @@ local function put(at)
   if scopes ~= '' then set('scopes', scopes) end
   if attempts ~= '0' then set('attempts', attempts) end
   if limited ~= '0' then set('limited', limited) end
+  if fence ~= '0' then set('fence', fence) end
   if reply_to ~= '' then set('reply_to', reply_to) end
   if log ~= '' then
     set('log', '1')

@@ -8,7 +8,7 @@ if not state then
   redis.call('PEXPIRE', key('run', id), ARGV[5])
   return 'unknown'
 end
-if not fence and (state == 'ready' or state == 'delayed') then
+if (state == 'ready' or state == 'delayed') and (tonumber(fence) or 0) < tonumber(ARGV[2]) then
   -- It did lose its memory, and the run was restored. Nobody has taken it since, so this is its ending.
   end_wait(id, lane)
   redis.call('ZADD', key('lease'), now + tonumber(ARGV[4]), id)

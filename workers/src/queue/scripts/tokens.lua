@@ -10,6 +10,15 @@ local function spent(scope)
     redis.call('HDEL', amounts, call)
     redis.call('ZREM', log, call)
   end
+  -- Reserved later than now: the clock was set back, and nobody knows when it was. It counts for a minute from now, and not for longer.
+  local ahead = redis.call('ZRANGEBYSCORE', log, '(' .. whole(now), '+inf')
+  for _, call in ipairs(ahead) do
+    redis.call('ZADD', log, now, call)
+  end
+  if #ahead > 0 then
+    redis.call('PEXPIRE', log, MINUTE + 1000)
+    redis.call('PEXPIRE', amounts, MINUTE + 1000)
+  end
   return tonumber(redis.call('HGET', amounts, 'sum')) or 0
 end
 

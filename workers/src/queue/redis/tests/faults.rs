@@ -26,7 +26,8 @@ async fn what_redis_forgot_is_restored_under_higher_fences() {
     assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)), "its address was forgotten as well");
 
     // What has ended is on its way to the ledger, and does not come back.
-    let runs = [ended, leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1, limited: 0 });
+    let runs =
+        [ended, leased, waiting].map(|job| Restored { job: Arc::new(job), attempts: 1, limited: 0, fence: Fence(0) });
     queue.restore(&runs).await.unwrap();
     queue.restore(&runs).await.unwrap();
     let claims = queue.claim(worker, 5, &scopes()).await.unwrap().claims;
@@ -42,7 +43,7 @@ async fn a_restored_run_takes_the_result_of_the_worker_that_had_it() {
     queue.put(&job).await;
     let claim = queue.claim_one(worker).await;
     server.command::<()>(&["FLUSHALL"]).await;
-    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0, limited: 0 }]).await.unwrap();
+    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0, limited: 0, fence: Fence(0) }]).await.unwrap();
     assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Done);
     assert!(queue.claim(worker, 1, &scopes()).await.unwrap().claims.is_empty());
     assert_eq!(queue.heartbeat(worker, &[(job.id, claim.fence)]).await.unwrap(), [Renewal::Held]);
@@ -78,7 +79,7 @@ async fn a_finished_run_that_redis_forgot_leaves_a_tombstone() {
     let queue = server.queue().await;
     let job = job();
     queue.finish(&[(job.id, Fence(7))]).await.unwrap();
-    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0, limited: 0 }]).await.unwrap();
+    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 0, limited: 0, fence: Fence(0) }]).await.unwrap();
     assert!(queue.claim(WorkerId::new(), 1, &scopes()).await.unwrap().claims.is_empty());
 }
 
@@ -232,7 +233,7 @@ async fn a_queued_run_costs_little_more_than_its_payload() {
     let payload = job.encode().len();
     let runs: Vec<Restored> = (0..5_000)
         .map(|_| Arc::new(Job { id: RunId::new(), ..job.clone() }))
-        .map(|job| Restored { job, attempts: 0, limited: 0 })
+        .map(|job| Restored { job, attempts: 0, limited: 0, fence: Fence(0) })
         .collect();
     let before = used().await;
     queue.restore(&runs).await.unwrap();

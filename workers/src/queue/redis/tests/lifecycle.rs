@@ -261,7 +261,7 @@ async fn an_address_that_comes_late_still_gets_the_ending() {
     let (worker, front_door) = (WorkerId::new(), FrontDoorId::new());
     let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
     let job = job();
-    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 2, limited: 0 }]).await.unwrap();
+    queue.restore(&[Restored { job: Arc::new(job.clone()), attempts: 2, limited: 0, fence: Fence(0) }]).await.unwrap();
     let claim = queue.claim_one(worker).await;
     assert_eq!(claim.attempt, 3);
     queue.stash(&ending(&claim, worker)).await.unwrap();

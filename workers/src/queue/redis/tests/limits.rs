@@ -206,6 +206,41 @@ async fn tokens_are_saved_up_for_a_run_that_waits_too_long() {
     assert!(queue.claim(worker, 1, &limits).await.unwrap().claims.is_empty(), "and then no more");
 }
 
+/// What the last minute holds after Redis's clock was set back by an hour.
+async fn what_a_minute_holds_blocks_nobody_for_longer(limits: ScopeLimits, age: &[&str]) {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    queue.put(&Job { tokens: 10, ..job() }).await;
+    let limits = [limits];
+    let claim = queue.claim(worker, 1, &limits).await.unwrap().claims.remove(0);
+    queue.put(&Job { tokens: 10, ..job() }).await;
+    let member = format!("{}:{}", claim.job.id, claim.fence.0);
+    let later = queue.now().plus(3_600_000).0.to_string();
+    let words: Vec<&str> = age
+        .iter()
+        .map(|word| word.replace("LATER", &later).replace("CALL", &member))
+        .map(|word| &*word.leak())
+        .collect();
+    let _: redis::Value = server.command(&words).await;
+    let claimed = queue.claim(worker, 1, &limits).await.unwrap();
+    assert!(claimed.claims.is_empty(), "the limit holds");
+    let next = claimed.next.expect("it says when");
+    assert!((50..=61).contains(&next.as_secs()), "{next:?}");
+}
+
+#[tokio::test]
+async fn requests_of_a_clock_that_was_set_back_count_for_a_minute() {
+    let limits = ScopeLimits { requests_per_minute: Some(1), ..unlimited("one") };
+    what_a_minute_holds_blocks_nobody_for_longer(limits, &["LSET", "{q:test}:requests:one", "0", "LATER"]).await;
+}
+
+#[tokio::test]
+async fn tokens_of_a_clock_that_was_set_back_count_for_a_minute() {
+    let limits = ScopeLimits { tokens_per_minute: Some(10), ..unlimited("one") };
+    what_a_minute_holds_blocks_nobody_for_longer(limits, &["ZADD", "{q:test}:tokens:one", "LATER", "CALL"]).await;
+}
+
 #[tokio::test]
 async fn accounts_take_turns_by_cost_and_a_backlog_delays_nobody() {
     let server = Server::start().await;
