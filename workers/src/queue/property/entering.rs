@@ -67,7 +67,7 @@ impl<D: Driver> World<D> {
         let job = Arc::clone(&known.job);
         let reply_to = waited_for.then_some(FRONT_DOOR);
         self.queue.enqueue(Submission { job: Arc::clone(&job), reply_to }, None);
-        self.queue.restore(&[Restored { job, attempts: 9, limited: 9 }]);
+        self.queue.restore(&[Restored { job, attempts: 9, limited: 9, fence: Fence::default() }]);
         let known = self.runs.get_mut(&id).unwrap();
         match &known.life {
             Life::Forgotten if !is_buried => {
@@ -116,7 +116,12 @@ impl<D: Driver> World<D> {
         let missing = self.queue.missing(&unfinished);
         let restored = missing.iter().map(|id| {
             let known = &self.runs[id];
-            Restored { job: Arc::clone(&known.job), attempts: known.attempts, limited: known.limited }
+            Restored {
+                job: Arc::clone(&known.job),
+                attempts: known.attempts,
+                limited: known.limited,
+                fence: Fence::default(),
+            }
         });
         self.queue.restore(&restored.collect::<Vec<_>>());
         for id in missing {
