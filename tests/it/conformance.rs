@@ -92,6 +92,8 @@ macro_rules! suite {
                 workers_share_concurrency_slots
                 workers_share_requests_a_minute
                 workers_share_tokens_a_minute
+                a_worker_gets_no_more_than_may_leave_at_once
+                what_is_not_called_needs_no_pace
                 a_stash_frees_its_slot
                 a_release_frees_its_slot
                 tokens_are_settled_to_what_was_used

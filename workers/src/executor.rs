@@ -7,8 +7,8 @@
 //!     └─Leased─▶ Pool ◀───────────────Finished─────────────┘
 //! ```
 //!
-//! Each actor owns one piece of state and nobody else touches it: the **dispatcher** the free executors and the
-//! conversation with the queue's claim, an **executor** its run, the **recorder** the endings that the ledger has not yet taken, the
+//! Each actor owns one piece of state and nobody else touches it: the **dispatcher** the free executors, the
+//! pace of each provider and the conversation with the queue's claim, an **executor** its run, the **recorder** the endings that the ledger has not yet taken, the
 //! **pool** the leases (heartbeat, cancellation, self-abort, drain), the **reaper** and the **reconciler** their schedules.
 //!
 //! The actors live on arbiters of one actix `System`, whose threads share the process's tokio runtime, so that a connection
@@ -44,8 +44,7 @@ use tokio::{
 
 use crate::{
     executor::{
-        actor::Executor, dispatcher::Dispatcher, pool::Pool, reaper::Reaper, reconciler::Reconciler,
-        recorder::Recorder, shaper::Shaper,
+        actor::Executor, dispatcher::Dispatcher, pool::Pool, reaper::Reaper, reconciler::Reconciler, recorder::Recorder,
     },
     job::WorkerId,
     ledger::Ledger,
@@ -168,17 +167,11 @@ struct Shared {
     queue: Arc<dyn Queue>,
     retry: RetryPolicy,
     slots: usize,
-    providers: HashMap<String, Upstream>,
+    providers: HashMap<String, Arc<dyn Provider>>,
     scopes: Vec<ScopeLimits>,
     /// One permit for each ending that the ledger has not yet taken.
     backlog: Arc<Semaphore>,
     health: Arc<Health>,
-}
-
-/// A provider as executors use it.
-struct Upstream {
-    provider: Arc<dyn Provider>,
-    shaper: Shaper,
 }
 
 impl Shared {
@@ -186,16 +179,13 @@ impl Shared {
         let mut providers = HashMap::new();
         let mut scopes = Vec::new();
         for provider in &settings.providers {
-            let upstream = Upstream {
-                provider: crate::providers::build(provider)?,
-                shaper: Shaper::new(provider.requests_per_minute),
-            };
-            providers.insert(provider.name.clone(), upstream);
+            providers.insert(provider.name.clone(), crate::providers::build(provider)?);
             scopes.push(ScopeLimits {
                 scope: provider.name.clone(),
                 max_concurrency: provider.max_concurrency,
                 requests_per_minute: provider.requests_per_minute,
                 tokens_per_minute: provider.tokens_per_minute,
+                at_once: None,
             });
         }
         Ok(Self {

@@ -10,8 +10,8 @@
 //!    restored before its own front door enqueued it learns who waits, and an ending that is stashed already is sent there.
 //! 2. **Claim** hands out up to `free` runs. Lanes share by weight 8:3:1 with ageing, accounts inside a lane take turns by the
 //!    cost of what they ran. A run is handed out only when its scope has a free concurrency slot, a request and
-//!    its tokens left in the last minute, and is not paused; the claim takes them all in the same step, together with a lease and
-//!    a new **fence**. The answer also says when a run that was held back could go.
+//!    its tokens left in the last minute, is not paused, and its worker would call it at once; the claim takes them all in the same step,
+//!    together with a lease and a new **fence**. The answer also says when a run that was held back could go.
 //! 3. **Heartbeat** renews the leases (and slots) that the worker still owns, and reports cancellation.
 //! 4. **Stash** stores the ending of a run under its fence, frees its slot, settles its tokens, and sends the ending to the
 //!    front door that waits, all in one step. From here on the run has ended: nobody can cancel it or call a model for it again.
@@ -108,6 +108,28 @@ pub struct ScopeLimits {
     pub max_concurrency: Option<u32>,
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u64>,
+    /// Holds for the one claim that names it: how many calls its worker would let leave at once.
+    pub at_once: Option<AtOnce>,
+}
+
+impl ScopeLimits {
+    pub fn unlimited(scope: impl Into<String>) -> Self {
+        Self {
+            scope: scope.into(),
+            max_concurrency: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            at_once: None,
+        }
+    }
+}
+
+/// What one worker may call now. A run that could not be called at once is not handed out, because the claim counts it against the minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtOnce {
+    pub calls: u32,
+    /// Until one more call may leave than these.
+    pub next: Duration,
 }
 
 /// Leased runs, and when to ask again.
@@ -134,6 +156,13 @@ pub struct Claim {
     /// When a worker first took the run; now, for the first one.
     pub started_at: UnixMillis,
     pub work: Work,
+}
+
+impl Claim {
+    /// The limit scope that a call of it counts against.
+    pub fn scope(&self) -> Option<&str> {
+        self.job.targets.get(self.target).map(|target| target.provider.as_str())
+    }
 }
 
 /// What is left to do for a claimed run.

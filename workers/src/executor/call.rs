@@ -138,7 +138,7 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     let Some(target) = target(claim) else {
         return end(shared, claim, Outcome::Failed(no_target()), None).await;
     };
-    let Some(upstream) = shared.providers.get(&target.provider) else {
+    let Some(provider) = shared.providers.get(&target.provider) else {
         // The claim names only scopes that this process has a provider for.
         return end(shared, claim, Outcome::Failed(no_target()), None).await;
     };
@@ -153,9 +153,8 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     tracing::debug!(run = %claim.job.id, attempt = claim.attempt, provider = target.provider, "calling");
     let mut sink = Unwatched;
     let answer = async {
-        upstream.shaper.ready().await;
         fail::point("call.before").await;
-        let answer = upstream.provider.call(request, &mut sink).await;
+        let answer = provider.call(request, &mut sink).await;
         fail::point("call.after").await;
         answer
     };

@@ -1,6 +1,7 @@
 //! The dispatcher: claims as many runs as there are free executors, and hands them out.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -14,10 +15,11 @@ use crate::{
         actor::{Execute, Executor},
         call::Stop,
         pool::{Finished, Lease, Leased, Pool},
+        shaper::Shaper,
     },
     fail,
     job::{Fence, RunId},
-    queue::{Claimed, Unreachable},
+    queue::{Claimed, ScopeLimits, Unreachable, Work},
 };
 
 /// The longest wait on an idle queue before it is asked again.
@@ -29,6 +31,8 @@ pub struct Dispatcher {
     shared: Arc<Shared>,
     pool: Addr<Pool>,
     free: Vec<Addr<Executor>>,
+    /// By scope; one without a limit has none.
+    shapers: HashMap<String, Shaper>,
     state: State,
     /// Set when nothing more is to be claimed; told once nothing is being claimed.
     stopping: Option<Option<oneshot::Sender<()>>>,
@@ -45,7 +49,18 @@ enum State {
 
 impl Dispatcher {
     pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
-        Self { shared, pool, free: Vec::new(), state: State::Idle, stopping: None }
+        let shaper = |limits: &ScopeLimits| Some((limits.scope.clone(), Shaper::new(limits.requests_per_minute?)));
+        let shapers = shared.scopes.iter().filter_map(shaper).collect();
+        Self { shared, pool, free: Vec::new(), shapers, state: State::Idle, stopping: None }
+    }
+
+    /// The scopes with what may leave in each of them now.
+    fn scopes(&mut self) -> Vec<ScopeLimits> {
+        let mut scopes = self.shared.scopes.clone();
+        for limits in &mut scopes {
+            limits.at_once = self.shapers.get_mut(&limits.scope).map(|shaper| shaper.at_once(self.free.len()));
+        }
+        scopes
     }
 
     fn claim(&mut self, ctx: &mut Context<Self>) {
@@ -57,10 +72,10 @@ impl Dispatcher {
             return;
         }
         self.state = State::Claiming;
-        let (shared, free) = (self.shared.clone(), self.free.len());
+        let (shared, free, scopes) = (self.shared.clone(), self.free.len(), self.scopes());
         let claim = async move {
             fail::fallible("claim.before").await?;
-            let claimed = shared.queue.claim(shared.worker, free, &shared.scopes).await?;
+            let claimed = shared.queue.claim(shared.worker, free, &scopes).await?;
             if !claimed.claims.is_empty() {
                 fail::fallible("claim.after").await?;
             }
@@ -112,6 +127,11 @@ impl Dispatcher {
                 tracing::error!(run = %claim.job.id, "the queue handed out more runs than there are executors");
                 continue;
             };
+            if let (Work::Call, Some(scope)) = (&claim.work, claim.scope())
+                && let Some(shaper) = self.shapers.get_mut(scope)
+            {
+                shaper.used();
+            }
             let stop = Arc::new(Stop::default());
             leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed: asked });
             work.push((executor, Execute { claim, stop }));

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::{
-    job::{Attempt, Job, Usage},
+    job::{Attempt, Job, UnixMillis, Usage},
     providers::{Call, CallError, Completion, DeltaSink, ErrorClass},
     queue::{Admitted, Claim, Submission},
     tests::{FaultyQueue, MemoryLedger, eventually, job},
@@ -37,6 +37,8 @@ enum Play {
 struct Scripted {
     script: Mutex<VecDeque<Play>>,
     calls: AtomicUsize,
+    /// When each call came.
+    came: Mutex<Vec<UnixMillis>>,
 }
 
 impl Scripted {
@@ -53,6 +55,7 @@ impl Scripted {
 impl Provider for Scripted {
     async fn call(&self, _: Call<'_>, _: &mut dyn DeltaSink) -> Result<Completion, CallError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
+        self.came.lock().unwrap_or_else(PoisonError::into_inner).push(UnixMillis::now());
         let play = self.script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         match play.unwrap_or(Play::Answer) {
             Play::Answer => {
@@ -81,14 +84,8 @@ impl Rig {
         let retry = RetryPolicy { base: Duration::from_millis(1), ..RetryPolicy::default() };
         let settings = PoolSettings { slots, retry, providers: Vec::new() };
         let mut shared = Shared::new(memory.ledger.clone(), queue.clone(), &settings).unwrap();
-        let upstream = Upstream { provider: provider.clone(), shaper: Shaper::new(None) };
-        shared.providers.insert("one".into(), upstream);
-        shared.scopes.push(ScopeLimits {
-            scope: "one".into(),
-            max_concurrency: None,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-        });
+        shared.providers.insert("one".into(), provider.clone());
+        shared.scopes.push(ScopeLimits::unlimited("one"));
         Self { memory, queue, provider, shared }
     }
 

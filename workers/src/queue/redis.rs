@@ -199,11 +199,7 @@ impl Queue for RedisQueue {
             let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
             step = step.arg(u8::from(self.knew.load(Ordering::Relaxed)));
             for limits in scopes {
-                step = step
-                    .arg(&limits.scope)
-                    .arg(optional(limits.max_concurrency))
-                    .arg(optional(limits.requests_per_minute))
-                    .arg(optional(limits.tokens_per_minute));
+                step = wire::limits(step, limits, &claimed.claims);
             }
             let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
             let (next, rows) = match answer {
@@ -248,7 +244,7 @@ impl Queue for RedisQueue {
             .step(&scripts::STASH)
             .arg(ending.run.to_string())
             .arg(ending.fence.0)
-            .arg(optional(ending.usage().total()))
+            .arg(wire::optional(ending.usage().total()))
             .arg(millis(self.lease))
             .arg(millis(TOMBSTONE))
             .arg(ending.encode());
@@ -431,11 +427,6 @@ fn with_fences(mut step: Invocation, runs: &[(RunId, Fence)]) -> Invocation {
         step = step.arg(run.to_string()).arg(fence.0);
     }
     step
-}
-
-/// A limit as the scripts take it: empty when there is none.
-fn optional(limit: Option<impl ToString>) -> String {
-    limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
 fn millis(duration: Duration) -> u64 {

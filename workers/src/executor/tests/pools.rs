@@ -14,7 +14,12 @@ struct Running {
 
 impl Running {
     async fn start(slots: usize, runtime: &Arc<Runtime>) -> Self {
+        Self::start_limited(slots, None, runtime).await
+    }
+
+    async fn start_limited(slots: usize, requests_per_minute: Option<u32>, runtime: &Arc<Runtime>) -> Self {
         let mut rig = Rig::new(slots).await;
+        rig.shared.scopes[0].requests_per_minute = requests_per_minute;
         let same = Rig::new(slots).await.shared;
         let shared = std::mem::replace(&mut rig.shared, same);
         let pool = ExecutorPool::start_with(runtime.clone(), shared).await.unwrap();
@@ -49,6 +54,32 @@ fn a_panic_ends_its_run_and_no_other_and_frees_its_slot() {
         let next = running.rig.submit(job()).await;
         assert_eq!(running.ended(&next).await, RunState::Succeeded);
         running.nothing_is_leased().await;
+    });
+}
+
+#[test]
+fn a_call_leaves_when_it_is_counted() {
+    let runtime = Arc::new(Runtime::new().unwrap());
+    runtime.block_on(async {
+        // Three calls a second: without a pace in the claim the last of these would be counted two seconds before it leaves.
+        let running = Running::start_limited(8, Some(30), &runtime).await;
+        let mut jobs = Vec::new();
+        for _ in 0..8 {
+            jobs.push(running.rig.submit(job()).await);
+        }
+        let mut counted = Vec::new();
+        for job in &jobs {
+            running.ended(job).await;
+            let run = running.rig.memory.ledger.find(job.account, job.id).await.unwrap().unwrap();
+            counted.push(run.started_at.expect("it was claimed"));
+        }
+        counted.sort_unstable();
+        let came = running.rig.provider.came.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert_eq!(came.len(), 8);
+        assert!(came[7].since(came[0]) >= 1_500, "the calls are spread: {came:?}");
+        for (counted, came) in counted.iter().zip(&came) {
+            assert!(came.since(*counted) < 1_000, "counted at {counted:?}, came at {came:?}");
+        }
     });
 }
 

@@ -7,7 +7,7 @@ use redis::{FromRedisValue, Value};
 use super::{connect::unreachable, scripts::Invocation};
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, RunId, UnixMillis, WorkerId},
-    queue::{Admission, Admitted, Claim, Held, LostCall, RateLeft, Unreachable, Work},
+    queue::{Admission, Admitted, Claim, Held, LostCall, RateLeft, ScopeLimits, Unreachable, Work},
 };
 
 /// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
@@ -62,6 +62,27 @@ pub(super) fn admission(mut invocation: Invocation, admission: &Admission) -> In
         invocation = invocation.arg(format!("{}:{}", rule.name, rule.subject)).arg(rule.per_minute);
     }
     invocation
+}
+
+/// Adds the limits of a scope, as `claim.lua` takes them. What the same claim got before has left already.
+pub(super) fn limits(invocation: Invocation, limits: &ScopeLimits, before: &[Claim]) -> Invocation {
+    let left = limits.at_once.map(|at_once| {
+        let called = |claim: &&Claim| claim.work == Work::Call && claim.scope() == Some(limits.scope.as_str());
+        u64::from(at_once.calls).saturating_sub(before.iter().filter(called).count() as u64)
+    });
+    invocation
+        .arg(&limits.scope)
+        .arg(optional(limits.max_concurrency))
+        .arg(optional(limits.requests_per_minute))
+        .arg(optional(limits.tokens_per_minute))
+        .arg(optional(left))
+        // Rounded up: who comes back too early has to come back again.
+        .arg(optional(limits.at_once.map(|at_once| super::millis(at_once.next).saturating_add(1))))
+}
+
+/// A limit as the scripts take it: empty when there is none.
+pub(super) fn optional(limit: Option<impl ToString>) -> String {
+    limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
 /// Reads the answer of `admission.lua`.

@@ -27,6 +27,7 @@ pub(super) fn limits() -> Vec<ScopeLimits> {
         max_concurrency: Some(slots),
         requests_per_minute: requests,
         tokens_per_minute: tokens,
+        at_once: None,
     };
     vec![scope(SCOPES[0], 2, Some(5), Some(12)), scope(SCOPES[1], 4, None, None)]
 }
