@@ -170,10 +170,10 @@ impl Claim {
 pub enum Work {
     /// Call the model.
     Call,
-    /// The deadline passed while it waited: end it as expired.
-    Expire,
-    /// It was cancelled while its owner was lost: end it as cancelled.
-    Cancel,
+    /// Its deadline passed, or somebody wants it to end so: end it as expired, with the call that was lost before, if one was.
+    Expire(Option<LostCall>),
+    /// It was cancelled while its owner was lost: end it as cancelled, with the call that was lost before, if one was.
+    Cancel(Option<LostCall>),
     /// Its ending was stashed: write that to the ledger, and make no call.
     Record(Box<Ending>),
     /// A worker lost it in a call: record the lost attempt, then release it.
@@ -187,8 +187,8 @@ impl Work {
     pub fn name(&self) -> &'static str {
         match self {
             Work::Call => "call",
-            Work::Expire => "expire",
-            Work::Cancel => "cancel",
+            Work::Expire(_) => "expire",
+            Work::Cancel(_) => "cancel",
             Work::Record(_) => "record",
             Work::Lost(_) => "lost",
             Work::Poison(_) => "poison",

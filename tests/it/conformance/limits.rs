@@ -81,7 +81,7 @@ pub async fn what_is_not_called_needs_no_pace<S: Store>() {
     bench.flood(&Spec { deadline: -1, ..run() }, 1).await;
     let none = [ScopeLimits { at_once: Some(AtOnce { calls: 0, next: Duration::from_secs(60) }), ..unlimited(OPEN) }];
     let claim = bench.claim_in(1, &none).await.claims.remove(0);
-    assert_eq!(claim.work, Work::Expire);
+    assert_eq!(claim.work, Work::Expire(None));
 }
 
 pub async fn a_stash_frees_its_slot<S: Store>() {

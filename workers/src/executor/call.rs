@@ -92,8 +92,8 @@ pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
     }
     match &claim.work {
         Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
-        Work::Expire => end(shared, claim, Outcome::Expired, None).await,
-        Work::Cancel => end(shared, claim, Outcome::Cancelled, None).await,
+        Work::Expire(lost) => end(shared, claim, Outcome::Expired, lost_before(claim, lost)).await,
+        Work::Cancel(lost) => end(shared, claim, Outcome::Cancelled, lost_before(claim, lost)).await,
         Work::Poison(lost) => {
             let failure = Failure {
                 code: Failure::POISON.into(),
@@ -324,6 +324,10 @@ async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
             }
         }
     }
+}
+
+fn lost_before(claim: &Claim, lost: &Option<LostCall>) -> Option<Attempt> {
+    lost.as_ref().map(|lost| lost_attempt(claim, lost))
 }
 
 fn lost_attempt(claim: &Claim, lost: &LostCall) -> Attempt {

@@ -166,6 +166,21 @@ async fn a_lost_call_is_recorded_and_made_again() {
 }
 
 #[tokio::test]
+async fn a_lost_call_stays_visible_on_a_run_that_was_cancelled_or_expired() {
+    for (end, state) in [(Work::Cancel as fn(_) -> _, RunState::Cancelled), (Work::Expire, RunState::Expired)] {
+        let rig = Rig::new(1).await;
+        let job = rig.submit(job()).await;
+        let claim = rig.claim().await;
+        let Work::Lost(call) = lost(&rig, &claim).work else { panic!("it is lost") };
+        let claim = Claim { work: end(Some(call)), attempt: 2, ..claim };
+        let ending = recorded(settle(&rig.shared, &claim).await);
+        assert_eq!((ending.outcome.state(), ending.started_at), (state, Some(claim.started_at)));
+        record(&rig, &job, ending).await;
+        assert_eq!(outcomes(&rig.attempts(&job).await), [(1, AttemptOutcome::WorkerLost)]);
+    }
+}
+
+#[tokio::test]
 async fn a_lost_stream_fails_and_is_not_billed_again() {
     let rig = Rig::new(1).await;
     rig.submit(Job { stream: true, ..job() }).await;

@@ -84,7 +84,7 @@ impl State {
             line.charge(run.job.account, run.cost());
         }
         let since = self.waiting.remove(run).unwrap_or(now.at);
-        self.leases.grant(run, Some(worker), if call { Task::Call } else { Task::Expire }, since, now);
+        self.leases.grant(run, Some(worker), if call { Task::Call } else { Task::Expire(None) }, since, now);
         if let Some(lease) = run.lease_mut() {
             lease.charge = charge;
         }

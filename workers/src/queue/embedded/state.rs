@@ -216,7 +216,7 @@ impl State {
         self.changes += 1;
         let limited = matches!((&how, &lease.task), (Release::Limited { .. }, Task::Call));
         let uncounted = how == Release::HandBack && matches!(lease.task, Task::Call);
-        let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire);
+        let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire(_));
         let (first, since) = (lease.first, lease.ready_since);
         if lease.asked.is_some() || unfinished {
             // What is left to do is no call, and reapers hand that out.
@@ -263,7 +263,7 @@ impl State {
                 claims.extend(run.claim());
             } else if let Some(run) = self.waiting.expired(now).and_then(|id| self.runs.get_mut(&id)) {
                 let since = self.waiting.remove(run).unwrap_or(now.at);
-                self.leases.grant(run, Some(worker), Task::Expire, since, now);
+                self.leases.grant(run, Some(worker), Task::Expire(None), since, now);
                 claims.extend(run.claim());
             } else {
                 break;

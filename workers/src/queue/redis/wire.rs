@@ -142,8 +142,8 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
     let Ok(job) = Job::decode(&job) else { return Ok(Read::Foreign { run, fence }) };
     let work = match work.as_slice() {
         b"call" => Work::Call,
-        b"expire" => Work::Expire,
-        b"cancel" => Work::Cancel,
+        b"expire" => Work::Expire(lost_before(&lost)?),
+        b"cancel" => Work::Cancel(lost_before(&lost)?),
         b"lost" => Work::Lost(lost_call(&lost)?),
         b"poison" => Work::Poison(lost_call(&lost)?),
         b"record" => match Ending::decode(&ending) {
@@ -162,6 +162,11 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
         started_at: UnixMillis(parse(&started)?),
         work,
     })))
+}
+
+/// The fields are empty when no call was lost.
+fn lost_before(fields: &[Vec<u8>; 4]) -> Result<Option<LostCall>, Unreachable> {
+    if fields.iter().all(Vec::is_empty) { Ok(None) } else { lost_call(fields).map(Some) }
 }
 
 fn lost_call([worker, fence, attempt, taken]: &[Vec<u8>; 4]) -> Result<LostCall, Unreachable> {

@@ -126,7 +126,7 @@ impl World {
                 assert_eq!((claim.attempt, claim.limited), (known.attempts, known.limited));
                 Kind::Call
             }
-            Work::Expire => {
+            Work::Expire(_) => {
                 assert!(known.deadline <= now);
                 Kind::Other
             }
@@ -149,15 +149,15 @@ impl World {
         let known = self.runs.get_mut(&claim.job.id).unwrap();
         let owned = |work, asked| Life::Owned { fence: Some(claim.fence), expires: now + LEASE, work, asked };
         known.life = match (&known.life, &claim.work) {
-            (Life::Waiting, Work::Expire) => {
+            (Life::Waiting, Work::Expire(None)) => {
                 assert!(known.deadline <= now);
                 owned(Kind::Other, false)
             }
-            (Life::Owned { expires, asked: true, .. }, Work::Cancel) => {
+            (Life::Owned { expires, asked: true, .. }, Work::Cancel(_)) => {
                 assert!(*expires <= now);
                 owned(Kind::Other, true)
             }
-            (Life::Owned { expires, work: Kind::Other, asked: false, .. }, Work::Expire) => {
+            (Life::Owned { expires, work: Kind::Other, asked: false, .. }, Work::Expire(_)) => {
                 assert!(*expires <= now);
                 owned(Kind::Other, false)
             }
