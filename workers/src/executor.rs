@@ -22,6 +22,7 @@ mod reaper;
 mod reconciler;
 mod recorder;
 mod shaper;
+mod stop;
 #[cfg(test)]
 mod tests;
 

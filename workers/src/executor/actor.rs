@@ -7,9 +7,10 @@ use actix::prelude::*;
 use crate::{
     executor::{
         Shared,
-        call::{self, Done, Stop},
+        call::{self, Done},
         dispatcher::{Dispatcher, Free},
         recorder::{self, Recorder},
+        stop::Stop,
     },
     job::{Ending, Fence, Job, RunId},
     queue::Claim,

@@ -1,12 +1,14 @@
 //! What an executor does with a claim, from the call to the ending. Knows no actor.
 
-use std::{sync::OnceLock, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    executor::Shared,
+    executor::{
+        Shared,
+        stop::{Stop, StopReason},
+    },
     fail,
     job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
     ledger::LedgerError,
@@ -19,44 +21,6 @@ use crate::{
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// The longest that a provider's `Retry-After` holds all of its runs back.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
-
-/// Why a running call is to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// Somebody cancelled the run.
-    Cancelled,
-    /// The lease is gone: whatever comes of the call belongs to nobody.
-    LeaseLost,
-    /// The worker shuts down: hand the run back.
-    Drain,
-}
-
-/// Stops one run, once.
-#[derive(Debug, Default)]
-pub struct Stop {
-    reason: OnceLock<StopReason>,
-    token: CancellationToken,
-}
-
-impl Stop {
-    /// The first reason counts.
-    pub fn stop(&self, reason: StopReason) {
-        let _ = self.reason.set(reason);
-        self.token.cancel();
-    }
-
-    /// Why it was stopped, if it was.
-    #[cfg(test)]
-    pub fn reason(&self) -> Option<StopReason> {
-        self.reason.get().copied()
-    }
-
-    async fn stopped(&self) -> StopReason {
-        self.token.cancelled().await;
-        // The reason is set before the token is cancelled.
-        self.reason.get().copied().unwrap_or(StopReason::LeaseLost)
-    }
-}
 
 /// What is left to do after a claim was executed.
 #[derive(Debug)]
@@ -144,25 +108,25 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     };
     let clock = Clock::start();
     let remaining = Duration::from_millis(claim.job.deadline.since(clock.started_at));
-    let request = Call {
-        upstream: &target.upstream,
-        request: &claim.job.request,
-        stream: claim.job.stream,
-        deadline: clock.started + remaining,
-    };
+    let deadline = clock.started + remaining;
+    let request = Call { upstream: &target.upstream, request: &claim.job.request, stream: claim.job.stream, deadline };
     tracing::debug!(run = %claim.job.id, attempt = claim.attempt, provider = target.provider, "calling");
     let mut sink = Unwatched;
     let answer = async {
         fail::point("call.before").await;
+        if let Some(reason) = stop.reason() {
+            return Err(reason);
+        }
         let answer = provider.call(request, &mut sink).await;
         fail::point("call.after").await;
-        answer
+        Ok(answer)
     };
     let answer = tokio::select! {
         biased;
+        // An answer that is there has been paid for: it comes first.
+        answer = tokio::time::timeout_at(deadline, answer) => answer.unwrap_or_else(|_| Ok(Err(past_deadline()))),
         // Leaving this block drops the call, which closes its connection to the provider.
         reason = stop.stopped() => Err(reason),
-        answer = tokio::time::timeout_at(request.deadline, answer) => Ok(answer.unwrap_or_else(|_| Err(past_deadline()))),
     };
     tracing::debug!(run = %claim.job.id, took = ?clock.started.elapsed(), "called");
     match answer {

@@ -13,9 +13,9 @@ use crate::{
     executor::{
         Shared,
         actor::{Execute, Executor},
-        call::Stop,
         pool::{Finished, Lease, Leased, Pool},
         shaper::Shaper,
+        stop::Stop,
     },
     fail,
     job::{Fence, RunId},

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     executor::{
         Shared,
-        call::{Stop, StopReason},
         dispatcher::{Dispatcher, StopClaiming},
         recorder::{Recorder, Settle},
+        stop::{Stop, StopReason},
     },
     fail,
     job::{Fence, RunId},

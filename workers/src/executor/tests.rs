@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::{
@@ -30,6 +31,8 @@ enum Play {
     Panic,
     /// Nothing, until the call is stopped.
     Hang,
+    /// Answers when the gate is opened.
+    Wait,
 }
 
 /// A provider that answers when its script is over.
@@ -39,6 +42,7 @@ struct Scripted {
     calls: AtomicUsize,
     /// When each call came.
     came: Mutex<Vec<UnixMillis>>,
+    gate: Notify,
 }
 
 impl Scripted {
@@ -57,8 +61,12 @@ impl Provider for Scripted {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.came.lock().unwrap_or_else(PoisonError::into_inner).push(UnixMillis::now());
         let play = self.script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        match play.unwrap_or(Play::Answer) {
-            Play::Answer => {
+        let play = play.unwrap_or(Play::Answer);
+        if let Play::Wait = play {
+            self.gate.notified().await;
+        }
+        match play {
+            Play::Answer | Play::Wait => {
                 let usage = Usage { input_tokens: Some(10), output_tokens: Some(5) };
                 Ok(Completion { output: "Bonjour".into(), usage, ..Completion::default() })
             }

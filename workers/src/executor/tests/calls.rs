@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    executor::call::{Done, Stop, StopReason, execute, settle},
+    executor::{
+        call::{Done, execute, settle},
+        stop::{Stop, StopReason},
+    },
     job::{AttemptOutcome, Ending, Outcome, RunState},
     queue::{LostCall, Work},
     tests::{Loss, Step},
@@ -108,6 +111,35 @@ async fn a_call_whose_lease_is_lost_stays_visible() {
     assert!(matches!(execute_and_stop(&rig, &claim, StopReason::LeaseLost).await, Done::Gone));
     // Nobody else may know of it: a queue that lost its memory tells no reaper.
     assert_eq!(outcomes(&rig.attempts(&job).await), [(1, AttemptOutcome::WorkerLost)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_there_is_not_lost_to_whoever_stops_the_call() {
+    for reason in [StopReason::Cancelled, StopReason::LeaseLost, StopReason::Drain] {
+        let rig = Rig::new(1).await;
+        rig.provider.play(&[Play::Wait]);
+        rig.submit(job()).await;
+        let (claim, stop) = (rig.claim().await, Stop::default());
+        let both_at_once = async {
+            eventually("the call", async || (rig.provider.calls() > 0).then_some(())).await;
+            stop.stop(reason);
+            rig.provider.gate.notify_one();
+        };
+        let (done, ()) = tokio::join!(execute(&rig.shared, &claim, &stop), both_at_once);
+        assert_eq!(recorded(done).outcome.state(), RunState::Succeeded, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_stopped_before_its_call_is_not_called() {
+    for reason in [StopReason::Cancelled, StopReason::LeaseLost, StopReason::Drain] {
+        let rig = Rig::new(1).await;
+        rig.submit(job()).await;
+        let (claim, stop) = (rig.claim().await, Stop::default());
+        stop.stop(reason);
+        execute(&rig.shared, &claim, &stop).await;
+        assert_eq!(rig.provider.calls(), 0, "{reason:?}");
+    }
 }
 
 #[tokio::test]
