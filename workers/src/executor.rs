@@ -17,6 +17,7 @@
 mod actor;
 mod call;
 mod dispatcher;
+mod health;
 mod pool;
 mod reaper;
 mod reconciler;
@@ -26,23 +27,15 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
 use actix::{Actor, Addr, Arbiter, System};
 use tokio::{
     runtime::Runtime,
     sync::{Semaphore, oneshot},
-    time::Instant,
 };
 
+pub use self::health::Health;
 use crate::{
     executor::{
         actor::Executor, dispatcher::Dispatcher, pool::Pool, reaper::Reaper, reconciler::Reconciler, recorder::Recorder,
@@ -200,59 +193,5 @@ impl Shared {
             backlog: Arc::new(Semaphore::new(settings.slots.saturating_mul(BACKLOG_PER_SLOT))),
             health: Arc::new(Health::new()),
         })
-    }
-}
-
-/// Signs of life, for `/healthz`: a worker that is alive but does not consume is unhealthy.
-#[derive(Debug)]
-pub struct Health {
-    born: Instant,
-    /// When the queue was last asked for runs with success, or all executors were busy; milliseconds since `born`.
-    polled_ms: AtomicU64,
-    ledger_failing: AtomicBool,
-    draining: AtomicBool,
-    busy: AtomicUsize,
-}
-
-impl Health {
-    /// A worker that could not ask for work for this long is unhealthy.
-    pub const STALE: Duration = Duration::from_secs(20);
-
-    fn new() -> Self {
-        Self {
-            born: Instant::now(),
-            polled_ms: AtomicU64::new(0),
-            ledger_failing: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            busy: AtomicUsize::new(0),
-        }
-    }
-
-    /// How long ago the worker last consumed, or was too busy to.
-    pub fn since_poll(&self) -> Duration {
-        self.born.elapsed().saturating_sub(Duration::from_millis(self.polled_ms.load(Ordering::Relaxed)))
-    }
-
-    pub fn is_consuming(&self) -> bool {
-        self.since_poll() < Self::STALE
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Whether the last write to the ledger failed.
-    pub fn is_ledger_failing(&self) -> bool {
-        self.ledger_failing.load(Ordering::Relaxed)
-    }
-
-    /// Runs in execution.
-    pub fn busy(&self) -> usize {
-        self.busy.load(Ordering::Relaxed)
-    }
-
-    fn polled(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.polled_ms.store(now, Ordering::Relaxed);
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     executor::{
         Shared,
         actor::{Execute, Executor},
+        health::OnDuty,
         pool::{Finished, Lease, Leased, Pool},
         shaper::Shaper,
         stop::Stop,
@@ -36,6 +37,7 @@ pub struct Dispatcher {
     state: State,
     /// Set when nothing more is to be claimed; told once nothing is being claimed.
     stopping: Option<Option<oneshot::Sender<()>>>,
+    _on_duty: OnDuty,
 }
 
 enum State {
@@ -51,7 +53,8 @@ impl Dispatcher {
     pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
         let shaper = |limits: &ScopeLimits| Some((limits.scope.clone(), Shaper::new(limits.requests_per_minute?)));
         let shapers = shared.scopes.iter().filter_map(shaper).collect();
-        Self { shared, pool, free: Vec::new(), shapers, state: State::Idle, stopping: None }
+        let on_duty = shared.health.on_duty("the dispatcher");
+        Self { shared, pool, free: Vec::new(), shapers, state: State::Idle, stopping: None, _on_duty: on_duty }
     }
 
     /// The scopes with what may leave in each of them now.
@@ -183,7 +186,15 @@ impl Actor for Dispatcher {
 pub struct Free {
     pub executor: Addr<Executor>,
     /// The run it had, if nothing of it is left to record: its lease is no longer renewed.
-    pub gone: Option<(RunId, Fence)>,
+    pub gone: Option<Gone>,
+}
+
+/// A run that is no longer this worker's.
+pub struct Gone {
+    pub run: RunId,
+    pub fence: Fence,
+    /// Held until the pool knows, which would take the executor for dead otherwise.
+    pub stop: Arc<Stop>,
 }
 
 impl Handler<Free> for Dispatcher {
@@ -192,9 +203,9 @@ impl Handler<Free> for Dispatcher {
     fn handle(&mut self, message: Free, ctx: &mut Self::Context) {
         self.free.push(message.executor);
         self.count_busy();
-        if let Some(run) = message.gone {
-            let told = self.pool.send(Finished { runs: vec![run] });
-            ctx.spawn(told.into_actor(self).map(|_, _, _| ()));
+        if let Some(Gone { run, fence, stop }) = message.gone {
+            let told = self.pool.send(Finished { runs: vec![(run, fence)] });
+            ctx.spawn(told.into_actor(self).map(move |_, _, _| drop(stop)));
         }
         self.claim(ctx);
     }

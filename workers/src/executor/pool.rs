@@ -15,6 +15,7 @@ use crate::{
     executor::{
         Shared,
         dispatcher::{Dispatcher, StopClaiming},
+        health::OnDuty,
         recorder::{Recorder, Settle},
         stop::{Stop, StopReason},
     },
@@ -40,6 +41,7 @@ pub struct Pool {
     crew: Option<Meet>,
     empty: Vec<oneshot::Sender<()>>,
     stop: CancellationToken,
+    _on_duty: OnDuty,
 }
 
 /// A lease as this worker holds it.
@@ -53,6 +55,7 @@ struct Held {
 impl Pool {
     pub fn new(shared: Arc<Shared>) -> Self {
         let lease = shared.queue.lease();
+        let on_duty = shared.health.on_duty("the pool");
         Self {
             shared,
             leases: HashMap::new(),
@@ -63,11 +66,13 @@ impl Pool {
             crew: None,
             empty: Vec::new(),
             stop: CancellationToken::new(),
+            _on_duty: on_duty,
         }
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.give_up_overdue();
+        self.give_up_abandoned();
         // A lease that came later than that has been renewed since, and its renewal has told.
         let heartbeat = heartbeat_of(self.lease);
         self.cancelled.retain(|_, came| came.elapsed() < heartbeat);
@@ -128,6 +133,18 @@ impl Pool {
                 lease.stop.stop(StopReason::LeaseLost);
             }
             !overdue
+        });
+        self.tell_if_empty();
+    }
+
+    /// An executor or a recorder that died has let go of its runs. Their leases run out, and whoever takes them over goes on.
+    fn give_up_abandoned(&mut self) {
+        self.leases.retain(|run, lease| {
+            let abandoned = Arc::strong_count(&lease.stop) == 1;
+            if abandoned {
+                tracing::error!(%run, "whoever had the run in hand is dead; the run is given up");
+            }
+            !abandoned
         });
         self.tell_if_empty();
     }

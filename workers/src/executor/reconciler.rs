@@ -9,7 +9,10 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use tokio::time::Instant;
 
-use crate::{executor::Shared, fail};
+use crate::{
+    executor::{Shared, health::OnDuty},
+    fail,
+};
 
 /// How often the queue is asked whether it lost its memory.
 const WATCH: Duration = Duration::from_secs(1);
@@ -22,11 +25,13 @@ pub struct Reconciler {
     shared: Arc<Shared>,
     /// When the last complete comparison ended; `None` asks for one now.
     swept: Option<Instant>,
+    _on_duty: OnDuty,
 }
 
 impl Reconciler {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, swept: None }
+        let on_duty = shared.health.on_duty("the reconciler");
+        Self { shared, swept: None, _on_duty: on_duty }
     }
 
     fn watch(&mut self, ctx: &mut Context<Self>) {

@@ -15,7 +15,7 @@ pub enum StopReason {
     Drain,
 }
 
-/// Stops one run, once.
+/// Stops one run, once. Whoever has the run in hand holds it: a lease whose `Stop` nobody else holds is renewed no more.
 #[derive(Debug, Default)]
 pub struct Stop {
     reason: OnceLock<StopReason>,

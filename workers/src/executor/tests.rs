@@ -6,11 +6,14 @@ mod pools;
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::*;
 use crate::{
@@ -87,7 +90,11 @@ struct Rig {
 
 impl Rig {
     async fn new(slots: usize) -> Self {
-        let (memory, queue) = (MemoryLedger::open().await, Arc::new(FaultyQueue::new(LEASE)));
+        Self::with_lease(slots, LEASE).await
+    }
+
+    async fn with_lease(slots: usize, lease: Duration) -> Self {
+        let (memory, queue) = (MemoryLedger::open().await, Arc::new(FaultyQueue::new(lease)));
         let provider = Arc::new(Scripted::default());
         let retry = RetryPolicy { base: Duration::from_millis(1), ..RetryPolicy::default() };
         let settings = PoolSettings { slots, retry, providers: Vec::new() };

@@ -37,6 +37,8 @@ pub enum Loss {
     Question,
     /// The answer: the step was done, and nobody was told.
     Answer,
+    /// Whoever takes the step: it panics.
+    Asker,
 }
 
 pub struct FaultyQueue {
@@ -69,8 +71,10 @@ impl FaultyQueue {
         match loss {
             None => work.await,
             Some(loss) => {
-                if loss == Loss::Answer {
-                    work.await?;
+                match loss {
+                    Loss::Question => {}
+                    Loss::Answer => drop(work.await?),
+                    Loss::Asker => panic!("{step:?} was told to panic"),
                 }
                 Err(Unreachable(format!("{step:?} was told to fail").into()))
             }
