@@ -167,9 +167,14 @@ async fn a_front_door_without_redis_says_503_and_heals() {
     assert_eq!(answer.body["retryable"], true);
     assert!(answer.header("retry-after").is_some());
     let (client, readyz) = (app.client(), format!("{}/readyz", app.url()));
+    eventually("the worker says so", async || app.workers[0].said().contains("cannot claim runs")).await;
     eventually("it is not ready", async || client.get(&readyz).send().await.unwrap().status() == 503).await;
     app.redis.as_mut().unwrap().restart().await;
     eventually("the front door heals", async || app.post(&body).await.status == 200).await;
+    // Workers try on twice a second, and say so once.
+    let said = app.workers[0].said();
+    let count = |words: &str| said.matches(words).count();
+    assert_eq!((count("cannot claim runs"), count("runs can be claimed again")), (1, 1), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,7 @@ mod actor;
 mod call;
 mod dispatcher;
 mod health;
+mod outage;
 mod pool;
 mod reaper;
 mod reconciler;

@@ -14,6 +14,7 @@ use crate::{
         Shared,
         actor::{Execute, Executor},
         health::OnDuty,
+        outage::Outage,
         pool::{Finished, Lease, Leased, Pool},
         shaper::Shaper,
         stop::Stop,
@@ -37,6 +38,8 @@ pub struct Dispatcher {
     state: State,
     /// Set when nothing more is to be claimed; told once nothing is being claimed.
     stopping: Option<Option<oneshot::Sender<()>>>,
+    /// Of the claims.
+    outage: Outage,
     _on_duty: OnDuty,
 }
 
@@ -54,7 +57,16 @@ impl Dispatcher {
         let shaper = |limits: &ScopeLimits| Some((limits.scope.clone(), Shaper::new(limits.requests_per_minute?)));
         let shapers = shared.scopes.iter().filter_map(shaper).collect();
         let on_duty = shared.health.on_duty("the dispatcher");
-        Self { shared, pool, free: Vec::new(), shapers, state: State::Idle, stopping: None, _on_duty: on_duty }
+        Self {
+            shared,
+            pool,
+            free: Vec::new(),
+            shapers,
+            state: State::Idle,
+            stopping: None,
+            outage: Outage::default(),
+            _on_duty: on_duty,
+        }
     }
 
     /// The scopes with what may leave in each of them now.
@@ -89,6 +101,11 @@ impl Dispatcher {
     }
 
     fn answered(&mut self, asked: Instant, claimed: Result<Claimed, Unreachable>, ctx: &mut Context<Self>) {
+        if claimed.is_ok()
+            && let Some(lasted) = self.outage.is_over(Instant::now())
+        {
+            tracing::info!(?lasted, "runs can be claimed again");
+        }
         match claimed {
             Ok(claimed) if claimed.claims.is_empty() => {
                 self.shared.health.polled();
@@ -106,7 +123,9 @@ impl Dispatcher {
                 self.hand_out(asked, claimed, ctx);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot claim runs");
+                if self.outage.goes_on(Instant::now()) {
+                    tracing::warn!(%error, "cannot claim runs; trying on");
+                }
                 self.wait(ctx, tokio::time::sleep(PAUSE));
             }
         }

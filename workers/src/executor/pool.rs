@@ -16,6 +16,7 @@ use crate::{
         Shared,
         dispatcher::{Dispatcher, StopClaiming},
         health::OnDuty,
+        outage::Outage,
         recorder::{Recorder, Settle},
         stop::{Stop, StopReason},
     },
@@ -41,6 +42,8 @@ pub struct Pool {
     crew: Option<Meet>,
     empty: Vec<oneshot::Sender<()>>,
     stop: CancellationToken,
+    /// Of the heartbeats.
+    outage: Outage,
     _on_duty: OnDuty,
 }
 
@@ -66,6 +69,7 @@ impl Pool {
             crew: None,
             empty: Vec::new(),
             stop: CancellationToken::new(),
+            outage: Outage::default(),
             _on_duty: on_duty,
         }
     }
@@ -102,10 +106,15 @@ impl Pool {
         let renewals = match renewals {
             Ok(renewals) => renewals,
             Err(error) => {
-                tracing::warn!(%error, leases = held.len(), "leases could not be renewed");
+                if self.outage.goes_on(Instant::now()) {
+                    tracing::warn!(%error, leases = held.len(), "leases cannot be renewed; trying on");
+                }
                 return;
             }
         };
+        if let Some(lasted) = self.outage.is_over(Instant::now()) {
+            tracing::info!(?lasted, "leases can be renewed again");
+        }
         for ((run, fence), renewal) in held.iter().zip(renewals) {
             let Some(lease) = self.leases.get_mut(run).filter(|lease| lease.fence == *fence) else { continue };
             match renewal {
@@ -162,10 +171,14 @@ impl Pool {
     fn listen(&self, ctx: &mut Context<Self>) {
         let (queue, stop, pool) = (self.shared.queue.clone(), self.stop.clone(), ctx.address());
         let listen = async move {
+            let mut outage = Outage::default();
             let mut cancellations = loop {
                 match queue.cancellations(stop.clone()).await {
                     Ok(cancellations) => break cancellations,
-                    Err(error) => tracing::warn!(%error, "cannot listen for cancellations yet"),
+                    Err(error) if outage.goes_on(Instant::now()) => {
+                        tracing::warn!(%error, "cannot listen for cancellations yet; trying on");
+                    }
+                    Err(_) => {}
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             };
