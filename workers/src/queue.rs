@@ -260,6 +260,10 @@ pub struct Restored {
     pub limited: i32,
 }
 
+/// One memory of the queue, from one loss to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epoch(pub uuid::Uuid);
+
 /// A run in the queue, as its status shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sighting {
@@ -354,8 +358,12 @@ pub trait Queue: Send + Sync + 'static {
     /// Puts runs back that the queue does not know; others are left as they are.
     async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable>;
 
-    /// Whether the queue has lost its memory (or is new) since this was last asked by anyone; the answer is given once.
-    async fn was_reset(&self) -> Result<bool, Unreachable>;
+    /// Whether the queue has lost its memory (or is new), and its runs are to be restored from the ledger. One asker is told, and another one
+    /// when it has not said within a lease that they are [`restored`](Queue::restored).
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable>;
+
+    /// All runs of the ledger that the queue did not know have been restored since it told of this epoch.
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable>;
 
     /// Where a run is; `None` when the queue does not know it or it has ended.
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable>;

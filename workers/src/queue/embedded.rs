@@ -4,7 +4,7 @@
 //! changed. This file gives it a clock, wakes whoever waits for work, and carries endings and cancellations to their
 //! receivers after the lock is released; the lock is never held across an await. Jobs are shared and never serialised.
 //!
-//! Nothing here survives the process. A new queue answers [`Queue::was_reset`] with yes, once, and the reconciler restores the
+//! Nothing here survives the process. A new queue answers [`Queue::was_reset`] with yes, and the reconciler restores the
 //! unfinished runs from the ledger. Fences start from the wall clock, so that those of the next boot are higher.
 
 mod admission;
@@ -14,6 +14,7 @@ mod lanes;
 mod leases;
 mod limits;
 mod line;
+mod memory;
 mod minute;
 #[cfg(test)]
 mod property;
@@ -40,8 +41,8 @@ use self::{
     state::{Pending, State},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, Queue, QueueStats, Recalled, Release, Renewal, Reply,
-    Restored, ScopeLimits, Sighting, Submission, Unreachable,
+    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Held, LEASE, Queue, QueueStats, Recalled, Release, Renewal,
+    Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
 };
 use crate::job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId};
 
@@ -192,8 +193,13 @@ impl Queue for EmbeddedQueue {
         Ok(())
     }
 
-    async fn was_reset(&self) -> Result<bool, Unreachable> {
-        Ok(self.step(|state, _| state.was_reset()))
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
+        Ok(self.step(|state, now| state.memory.to_restore(self.lease, now.at)))
+    }
+
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
+        self.step(|state, _| state.memory.restored(epoch));
+        Ok(())
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

@@ -21,7 +21,8 @@
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
 //! they block on it. `reply:<front door>` is a stream of endings, read and trimmed by that front door alone. `cancel` is the channel on
-//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `forgot` says since when, for a minute:
+//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
+//! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
 //!
 //! # Time
@@ -59,8 +60,8 @@ use self::{
     wire::{Read, Row},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats, Recalled,
-    Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
+    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats,
+    Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
 };
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WorkerId},
@@ -356,12 +357,16 @@ impl Queue for RedisQueue {
         Ok(())
     }
 
-    async fn was_reset(&self) -> Result<bool, Unreachable> {
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
         let knew = u8::from(self.knew.load(Ordering::Relaxed));
-        let step = self.step(&scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew);
-        let was_reset: bool = self.run(step).await?;
+        let step = self.step(&scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew).arg(millis(self.lease));
+        let epoch: Option<Vec<u8>> = self.run(step).await?;
         self.knew.store(true, Ordering::Relaxed);
-        Ok(was_reset)
+        epoch.map(|epoch| wire::parse(&epoch).map(Epoch)).transpose()
+    }
+
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
+        self.run(self.step(&scripts::RESTORED).arg(epoch.0.to_string())).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Claimed, Held, Queue, QueueStats, Recalled, Release, Renewal, Reply,
-        Restored, ScopeLimits, Sighting, Submission, Unreachable,
+        Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Held, Queue, QueueStats, Recalled, Release, Renewal,
+        Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
         embedded::{EmbeddedQueue, EmbeddedSettings},
     },
 };
@@ -140,8 +140,12 @@ impl Queue for FaultyQueue {
         self.inner.restore(runs).await
     }
 
-    async fn was_reset(&self) -> Result<bool, Unreachable> {
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
         self.inner.was_reset().await
+    }
+
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
+        self.inner.restored(epoch).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

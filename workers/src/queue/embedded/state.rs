@@ -10,6 +10,7 @@ use super::{
     leases::{Leases, Tombstones},
     limits::Scope,
     line::End,
+    memory::Memory,
     run::{Now, Place, Run, Task, far, millis, weight},
     waiting::Waiting,
 };
@@ -35,9 +36,9 @@ pub(super) struct State {
     /// Turns given so far; the scopes of a lane go round by it.
     pub(super) turns: u64,
     pub(super) paused: bool,
+    pub(super) memory: Memory,
     rates: Rates,
     tombstones: Tombstones,
-    fresh: bool,
     /// Grows with every change that may let a worker claim something.
     changes: u64,
     /// For each worker that found less than it could take: the changes it had seen. There is one worker a process.
@@ -66,7 +67,7 @@ impl State {
             paused: false,
             rates: Rates::default(),
             tombstones: Tombstones::default(),
-            fresh: true,
+            memory: Memory::default(),
             changes: 0,
             drained: HashMap::new(),
         }
@@ -311,10 +312,6 @@ impl State {
         for run in runs {
             self.add(run.clone(), None, now);
         }
-    }
-
-    pub(super) fn was_reset(&mut self) -> bool {
-        std::mem::take(&mut self.fresh)
     }
 
     pub(super) fn locate(&self, id: RunId) -> Option<Sighting> {
