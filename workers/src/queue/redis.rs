@@ -30,6 +30,7 @@
 //! Every moment is one of Redis's clock. A deadline comes from a front door's clock: they have to agree as well as NTP makes them.
 
 mod cancellations;
+mod claim;
 mod connect;
 mod replies;
 mod scripts;
@@ -53,12 +54,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::connect::ConnectError;
-use self::{
-    connect::Connections,
-    scripts::Invocation,
-    wake::Waiters,
-    wire::{Read, Row},
-};
+use self::{connect::Connections, scripts::Invocation, wake::Waiters};
 use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Held, LEASE, LaneStats, MAX_LOSSES, Queue, QueueStats,
     Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable, ending_in_queue,
@@ -77,8 +73,6 @@ const RESTORE_BATCH: usize = 100;
 const RESTORE_BYTES: usize = 1 << 20;
 /// How long a tombstone stays.
 const TOMBSTONE: Duration = Duration::from_secs(60);
-/// How long a run that this process cannot read is left for a process that can.
-const FOREIGN_AFTER: Duration = Duration::from_secs(5);
 /// A cancellation meets a run that is claimed and handed back all the time this often, at most.
 const CANCEL_TRIES: usize = 100;
 
@@ -136,22 +130,6 @@ impl RedisQueue {
         format!("{}:{name}", self.tag)
     }
 
-    /// Reads claims. One that this process cannot read is put back for another one, and does not hold the rest up.
-    async fn claims(&self, rows: Vec<Row>) -> Result<Vec<Claim>, Unreachable> {
-        let mut claims = Vec::with_capacity(rows.len());
-        for row in rows {
-            match wire::claim(row)? {
-                Read::Claim(claim) => claims.push(*claim),
-                Read::Foreign { run, fence } => {
-                    tracing::warn!(%run, "a queued run was written by another version; it is left to a worker of that version");
-                    // Should this fail, its lease runs out and the reaper finds it.
-                    let _ = self.give_back(run, fence, FOREIGN_AFTER, None, "uncounted").await;
-                }
-            }
-        }
-        Ok(claims)
-    }
-
     async fn give_back(
         &self,
         run: RunId,
@@ -193,30 +171,7 @@ impl Queue for RedisQueue {
     }
 
     async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
-        self.waiters.remember(worker, scopes);
-        let mut claimed = Claimed::default();
-        loop {
-            let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
-            let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
-            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed)));
-            for limits in scopes {
-                step = wire::limits(step, limits, &claimed.claims);
-            }
-            let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
-            let (next, rows) = match answer {
-                Ok(answer) => answer,
-                // What was claimed before is ours and must not be lost over this.
-                Err(_) if !claimed.claims.is_empty() => return Ok(claimed),
-                Err(error) => return Err(error),
-            };
-            claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
-            // It stopped at the size of a batch, in runs or in bytes; there is more.
-            let more = next == 0 && !rows.is_empty();
-            claimed.claims.extend(self.claims(rows).await?);
-            if !more || claimed.claims.len() >= free {
-                return Ok(claimed);
-            }
-        }
+        self.claim_in_batches(worker, free, scopes).await
     }
 
     async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
