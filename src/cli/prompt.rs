@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn models_that_are_not_configured_are_told_for_each_prompt() {
         let read = |model: &str| {
-            let text = format!("name = 'a'\nmodel = '{model}'\nfallbacks = ['known', 'lost']\ntemplate = 't'\n");
+            let text = format!("name = 'a'\nmodel = '{model}'\nfallback = ['known', 'lost']\ntemplate = 't'\n");
             file::parse("a.toml", &text).unwrap()
         };
         let contents = [read("gone"), read("known")];

@@ -194,7 +194,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
-        Ok(self.step(|state, now| state.memory.to_restore(self.lease, now.at)))
+        Ok(self.step(|state, now| state.memory.due(self.lease, now.at)))
     }
 
     async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {

@@ -17,7 +17,8 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn to_restore(&mut self, lease: Duration, now: Instant) -> Option<Epoch> {
+    /// What is to be restored, if nobody is at it.
+    pub(super) fn due(&mut self, lease: Duration, now: Instant) -> Option<Epoch> {
         if self.is_restored || self.told_until.is_some_and(|until| until > now) {
             return None;
         }
