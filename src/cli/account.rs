@@ -1,7 +1,10 @@
 //! `prompt-manager account`.
 
 use chrono::{DateTime, SecondsFormat};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{
+    ArgGroup,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use sea_orm::DatabaseConnection;
 use serde::Serialize;
 use workers::job::{AccountId, UnixMillis};
@@ -39,6 +42,9 @@ pub enum AccountCommand {
     /// List all accounts
     List,
     /// Change an account's plan; what is not given stays as it is
+    #[command(group = ArgGroup::new("change").required(true).multiple(true).args([
+        "plan", "plan_ends", "never_ends", "allowed_models", "allow_all_models", "monthly_budget", "no_monthly_budget",
+    ]))]
     SetPlan {
         /// Which account
         name: String,
@@ -177,5 +183,39 @@ pub(in crate::cli) fn show_moment(moment: UnixMillis) -> String {
     match DateTime::from_timestamp_millis(moment.0) {
         Some(moment) => moment.to_rfc3339_opts(SecondsFormat::AutoSi, true),
         None => format!("{} ms after 1970", moment.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser, error::ErrorKind};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Tree {
+        #[command(subcommand)]
+        command: AccountCommand,
+    }
+
+    #[test]
+    fn a_plan_that_is_not_changed_is_a_usage_error_that_names_the_flags() {
+        Tree::command().debug_assert();
+        let error = Tree::try_parse_from(["a", "set-plan", "acme"]).unwrap_err();
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::MissingRequiredArgument, 2));
+        for flag in [
+            "--plan <",
+            "--plan-ends",
+            "--never-ends",
+            "--allow-model",
+            "--allow-all-models",
+            "--monthly-budget-usd",
+            "--no-monthly-budget",
+        ] {
+            assert!(error.to_string().contains(flag), "`{flag}` is missing: {error}");
+        }
+        for change in [&["--plan", "free"][..], &["--never-ends", "--allow-all-models"], &["--no-monthly-budget"]] {
+            assert!(Tree::try_parse_from([&["a", "set-plan", "acme"], change].concat()).is_ok(), "{change:?}");
+        }
     }
 }

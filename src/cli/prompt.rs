@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -74,7 +75,7 @@ pub enum PromptCommand {
 pub async fn run(
     command: PromptCommand,
     db: &DatabaseConnection,
-    _config: &Config,
+    config: &Config,
     output: Output,
 ) -> Result<(), CliError> {
     let accounts = Accounts::new(db.clone(), Changes::unwatched());
@@ -83,7 +84,12 @@ pub async fn run(
         PromptCommand::Import { files, account, promote } => {
             let account = accounts.named(&account).await?;
             let contents = read_files(&files)?;
+            let warnings = unconfigured(&contents, |model| config.model(model).is_some());
             let imported = prompts.import(&Actor::cli(), account.id, contents, promote).await?;
+            for warning in warnings {
+                // Whether anybody reads it changes nothing.
+                let _ = writeln!(io::stderr(), "warning: {warning}");
+            }
             output.emit(&imported, || imported.iter().map(import_line).collect())
         }
         PromptCommand::Export { name, account, number, dir } => {
@@ -180,6 +186,19 @@ fn read_files(files: &[PathBuf]) -> Result<Vec<(String, Content)>, CliError> {
         }
     }
     if errors.is_empty() { Ok(contents) } else { Err(CliError::Refused(errors.join("\n"))) }
+}
+
+/// Prompts whose models this configuration does not have. That is no error: another process's may, or this one's tomorrow.
+fn unconfigured(contents: &[(String, Content)], is_configured: impl Fn(&str) -> bool) -> Vec<String> {
+    let models = |content: &Content| -> Vec<String> {
+        let named = std::iter::once(&content.model).chain(&content.fallbacks);
+        named.filter(|model| !is_configured(model)).map(|model| format!("'{model}'")).collect()
+    };
+    let missing =
+        contents.iter().map(|(name, content)| (name, models(content))).filter(|(_, models)| !models.is_empty());
+    missing
+        .map(|(name, models)| format!("prompt '{name}' names a model that is not configured: {}", models.join(", ")))
+        .collect()
 }
 
 fn import_line(imported: &Imported) -> String {
@@ -303,6 +322,23 @@ mod tests {
         assert!(sentences[1].starts_with(&format!("{shown}/3.toml:1: unknown field `nam`")));
         assert!(sentences[2].starts_with(&format!("{shown}/4.toml: the file cannot be read: ")));
         assert_eq!(read_files(&files[..1]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn models_that_are_not_configured_are_told_for_each_prompt() {
+        let read = |model: &str| {
+            let text = format!("name = 'a'\nmodel = '{model}'\nfallback = ['known', 'lost']\ntemplate = 't'\n");
+            file::parse("a.toml", &text).unwrap()
+        };
+        let contents = [read("gone"), read("known")];
+        assert_eq!(
+            unconfigured(&contents, |model| model == "known"),
+            [
+                "prompt 'a' names a model that is not configured: 'gone', 'lost'",
+                "prompt 'a' names a model that is not configured: 'lost'"
+            ]
+        );
+        assert!(unconfigured(&contents, |_| true).is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod dead;
 mod drain;
 
 use clap::Subcommand;
-use sea_orm::DatabaseConnection;
+use sea_orm::{DatabaseConnection, TransactionTrait};
 use serde_json::json;
 use workers::{
     job::Lane,
@@ -22,9 +22,10 @@ use super::{
     output::{Output, table},
 };
 use crate::{
-    audit::Actor,
+    audit::{self, Actor},
     changes::Changes,
     config::Config,
+    db::StoreError,
     intake::Intake,
     node::{self, open_database},
 };
@@ -47,7 +48,10 @@ pub enum QueueCommand {
 pub async fn run(command: QueueCommand, config: &Config, output: Output) -> Result<(), CliError> {
     if let QueueCommand::Pause = command {
         let queue = node::open_redis(config, "`prompt-manager queue pause`").await?;
-        queue.set_paused(true).await?;
+        let db = open_database(config).await?;
+        let paused = set_paused(&db, &queue, true).await;
+        close_database(db).await;
+        paused?;
         return output.emit(&json!({ "paused": true }), || "paused\n".to_owned());
     }
     if let QueueCommand::Stats = command {
@@ -82,12 +86,27 @@ async fn on_database(
         QueueCommand::Stats | QueueCommand::Pause => Ok(()),
         QueueCommand::Resume => {
             if config.redis.is_some() {
-                node::open_redis(config, "`prompt-manager queue resume`").await?.set_paused(false).await?;
+                let queue = node::open_redis(config, "`prompt-manager queue resume`").await?;
+                set_paused(db, &queue, false).await?;
             }
             intake(db).set_open(&Actor::cli(), true).await?;
             output.emit(&json!({ "paused": false, "draining": false }), || "resumed\n".to_owned())
         }
     }
+}
+
+/// Pauses the queue or lets it go on, and writes down who did. The line is committed last: one that cannot be written is an error, and
+/// nothing is written of what was not done.
+async fn set_paused(db: &DatabaseConnection, queue: &impl Queue, paused: bool) -> Result<(), CliError> {
+    let changes = queue.stats().await?.paused != paused;
+    let transaction = db.begin().await.map_err(StoreError::from)?;
+    if changes {
+        let action = if paused { "queue.pause" } else { "queue.resume" };
+        let entry = audit::Entry { account: None, actor: &Actor::cli(), action, subject: "queue", detail: json!({}) };
+        audit::append(&transaction, entry).await.map_err(StoreError::from)?;
+    }
+    queue.set_paused(paused).await?;
+    Ok(transaction.commit().await.map_err(StoreError::from)?)
 }
 
 fn intake(db: &DatabaseConnection) -> Intake {

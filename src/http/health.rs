@@ -42,6 +42,8 @@ enum Obstacle {
     Draining,
     /// The executors are alive and no longer take runs.
     Consuming,
+    /// An executor, or what it works with, is dead.
+    Executors,
 }
 
 impl Obstacle {
@@ -51,6 +53,7 @@ impl Obstacle {
             Self::Queue => "queue",
             Self::Draining => "draining",
             Self::Consuming => "consuming",
+            Self::Executors => "executors",
         }
     }
 }
@@ -71,9 +74,13 @@ trait Health: Send + Sync + 'static {
 #[async_trait]
 impl Health for Readiness {
     fn ill(&self) -> Option<Obstacle> {
-        // A pool that drains takes no runs because it should not.
-        let stuck = |health: &Arc<executor::Health>| !health.is_draining() && !health.is_consuming();
-        self.executors.as_ref().is_some_and(stuck).then_some(Obstacle::Consuming)
+        // A pool that drains takes no runs because it should not, and its actors end.
+        let health = self.executors.as_ref().filter(|health| !health.is_draining())?;
+        match (health.is_whole(), health.is_consuming()) {
+            (false, _) => Some(Obstacle::Executors),
+            (true, false) => Some(Obstacle::Consuming),
+            (true, true) => None,
+        }
     }
 
     fn is_draining(&self) -> bool {

@@ -85,6 +85,8 @@ pub(super) struct RunBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<UsageBody>,
     cached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requeued_from: Option<RunId>,
 }
 
 #[derive(Serialize)]
@@ -124,6 +126,7 @@ impl<'a> RunBody<'a> {
             code: failure.map(|failure| failure.code),
             usage: (!run.attempts.is_empty()).then(|| UsageBody::new(run.usage, run.cost_nano_usd)),
             cached: false,
+            requeued_from: run.requeued_from,
         }
     }
 }
@@ -203,6 +206,7 @@ mod tests {
             failure: None,
             usage: Usage::default(),
             cost_nano_usd: None,
+            requeued_from: None,
         }
     }
 

@@ -138,9 +138,9 @@ fn no_source_file_has_grown_past_its_concept() {
         .iter()
         .flat_map(|folder| sources(&root.join(folder)))
         .map(|file| {
-            // A module's own tests stand below it and are not its size.
+            // A module's own tests stand below it and are not its size. What else is for tests only is part of it.
             let text = fs::read_to_string(&file).unwrap();
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let code = text.split("\nmod tests {").next().unwrap_or_default();
             (code.lines().count(), file.strip_prefix(root).unwrap().display().to_string())
         })
         .filter(|(lines, name)| *lines > 420 && !is_test(name))

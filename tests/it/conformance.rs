@@ -26,7 +26,7 @@ macro_rules! suite {
                 a_restored_run_goes_on_above_its_last_fence
                 a_submission_that_comes_after_its_restoration_is_still_answered
                 missing_are_the_runs_that_the_queue_never_heard_of
-                the_loss_of_memory_is_told_once
+                a_loss_of_memory_is_told_until_it_is_restored
                 a_run_is_located_until_it_has_ended
                 a_run_is_recalled_until_it_is_finished
                 stats_count_every_run_where_it_is
@@ -93,6 +93,8 @@ macro_rules! suite {
                 workers_share_concurrency_slots
                 workers_share_requests_a_minute
                 workers_share_tokens_a_minute
+                a_worker_gets_no_more_than_may_leave_at_once
+                what_is_not_called_needs_no_pace
                 a_stash_frees_its_slot
                 a_release_frees_its_slot
                 tokens_are_settled_to_what_was_used

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::{App, Mode, Shape, free_port},
-    eventually, postgres,
+    eventually, invariants, postgres,
     process::{self, Process},
+    provider::Answer,
     redis::RedisServer,
 };
 
@@ -23,8 +24,12 @@ const SLOW_PROMPT: &str = "name = \"Greeting\"\nmodel = \"demo\"\ntemplate = \"G
 /// Long enough for leases to run out (15 s) more than once.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-fn slow(mode: Mode) -> Shape {
-    Shape { config: SLOW_DEMO.into(), ..Shape::of(mode) }
+/// A distributed deployment whose calls take so long.
+async fn scripted(shape: Shape, delay: Duration) -> App {
+    let app = App::shaped(shape).await;
+    app.import_greeting();
+    app.provider().set_default(Answer::echo().delay(delay));
+    app
 }
 
 /// Every run succeeded, and its attempts are numbered, with only the last one successful.
@@ -52,10 +57,10 @@ fn assert_queue_is_empty(app: &App) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_runs_survive_workers_killed_every_two_seconds() {
-    let config = format!("[workers]\nslots = 4\n{SLOW_DEMO}");
-    let mut app = App::shaped(Shape { workers: 2, front_doors: 2, config, ..Shape::of(Mode::Distributed) }).await;
-    app.import_prompt(SLOW_PROMPT);
-    let ids = app.accept(200).await;
+    let config = "[workers]\nslots = 4\n".to_owned();
+    let shape = Shape { workers: 2, front_doors: 2, config, ..Shape::of(Mode::Distributed) };
+    let mut app = scripted(shape, Duration::from_millis(500)).await;
+    let ids = app.accept_named(200).await;
     let mut kills = 0;
     // 200 runs of 0.5 s on 8 slots take 13 s undisturbed; the kills go on until all have ended.
     loop {
@@ -73,6 +78,7 @@ async fn two_hundred_runs_survive_workers_killed_every_two_seconds() {
     assert!(kills >= 2, "the runs ended before anything was killed");
     assert_all_succeeded(&app, &ids).await;
     assert_queue_is_empty(&app);
+    invariants::hold_after_kills(&app, &ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,11 +101,10 @@ async fn an_embedded_server_killed_with_accepted_runs_loses_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_hands_back_what_it_cannot_finish() {
-    let config =
-        "[server]\ndrain_timeout_ms = 1000\n[[provider]]\nname = \"demo\"\nkind = \"demo\"\ndemo_delay_ms = 4000\n";
-    let mut app = App::shaped(Shape { config: config.into(), ..Shape::of(Mode::Distributed) }).await;
-    app.import_prompt(SLOW_PROMPT);
-    let ids = app.accept(10).await;
+    let config = "[server]\ndrain_timeout_ms = 1000\n".to_owned();
+    let shape = Shape { config, ..Shape::of(Mode::Distributed) };
+    let mut app = scripted(shape, Duration::from_secs(4)).await;
+    let ids = app.accept_named(10).await;
     for id in &ids {
         until_running(&app, id).await;
     }
@@ -108,40 +113,46 @@ async fn a_worker_told_to_stop_hands_back_what_it_cannot_finish() {
     let stats = app.cli(&["queue", "stats", "--json"]).json();
     assert_eq!(stats["running"], 0, "nothing is left under a lease that must run out first: {stats}");
     assert_eq!(stats["lanes"]["interactive"]["ready"], 10, "{stats}");
+    app.provider().set_default(Answer::echo());
     app.add_worker();
     for id in &ids {
         assert_eq!(app.ended(0, id, PATIENCE).await["state"], "succeeded");
     }
+    invariants::hold(&app, &ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_finishes_what_it_can() {
-    let mut app = App::shaped(slow(Mode::Distributed)).await;
-    app.import_prompt(SLOW_PROMPT);
-    let id = app.post_async(0).await;
+    let mut app = scripted(Shape::of(Mode::Distributed), Duration::from_millis(500)).await;
+    let id = app.accept_named(1).await.remove(0);
     until_running(&app, &id).await;
     app.workers[0].signal("TERM");
     assert!(app.workers[0].exited(Duration::from_secs(20)).success());
     let run = app.ended(0, &id, Duration::from_secs(5)).await;
     assert_eq!(run["state"], "succeeded", "{run}");
     assert_eq!(run["attempts"].as_array().unwrap().len(), 1, "{run}");
+    app.add_worker();
+    invariants::hold(&app, &[id]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_that_redis_forgot_are_restored_from_the_ledger() {
-    let mut app = App::shaped(Shape { workers: 0, ..slow(Mode::Distributed) }).await;
-    app.import_prompt(SLOW_PROMPT);
-    let ids = app.accept(20).await;
+    let shape = Shape { workers: 0, ..Shape::of(Mode::Distributed) };
+    let mut app = scripted(shape, Duration::from_millis(500)).await;
+    let mut all = app.accept_named(20).await;
+    let ids = all.clone();
     app.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
     app.add_worker();
     assert_all_succeeded(&app, &ids).await;
     // And once more with workers that have the runs in their hands.
-    let ids = app.accept(20).await;
+    let ids = app.accept_named(20).await;
     until_running(&app, &ids[0]).await;
     app.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
     for id in &ids {
         assert_eq!(app.ended(0, id, PATIENCE).await["state"], "succeeded");
     }
+    all.extend(ids);
+    invariants::hold(&app, &all).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,9 +168,14 @@ async fn a_front_door_without_redis_says_503_and_heals() {
     assert_eq!(answer.body["retryable"], true);
     assert!(answer.header("retry-after").is_some());
     let (client, readyz) = (app.client(), format!("{}/readyz", app.url()));
+    eventually("the worker says so", async || app.workers[0].said().contains("cannot claim runs")).await;
     eventually("it is not ready", async || client.get(&readyz).send().await.unwrap().status() == 503).await;
     app.redis.as_mut().unwrap().restart().await;
     eventually("the front door heals", async || app.post(&body).await.status == 200).await;
+    // Workers try on twice a second, and say so once.
+    let said = app.workers[0].said();
+    let count = |words: &str| said.matches(words).count();
+    assert_eq!((count("cannot claim runs"), count("runs can be claimed again")), (1, 1), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -215,6 +215,7 @@ fn queued(job: &Job) -> RunRecord {
         failure: None,
         usage: Usage::default(),
         cost_nano_usd: None,
+        requeued_from: None,
     }
 }
 

@@ -7,8 +7,8 @@
 //!     └─Leased─▶ Pool ◀───────────────Finished─────────────┘
 //! ```
 //!
-//! Each actor owns one piece of state and nobody else touches it: the **dispatcher** the free executors and the
-//! conversation with the queue's claim, an **executor** its run, the **recorder** the endings that the ledger has not yet taken, the
+//! Each actor owns one piece of state and nobody else touches it: the **dispatcher** the free executors, the
+//! pace of each provider and the conversation with the queue's claim, an **executor** its run, the **recorder** the endings that the ledger has not yet taken, the
 //! **pool** the leases (heartbeat, cancellation, self-abort, drain), the **reaper** and the **reconciler** their schedules.
 //!
 //! The actors live on arbiters of one actix `System`, whose threads share the process's tokio runtime, so that a connection
@@ -17,36 +17,30 @@
 mod actor;
 mod call;
 mod dispatcher;
+mod health;
+mod outage;
 mod pool;
 mod reaper;
 mod reconciler;
 mod recorder;
 mod shaper;
+mod stop;
 mod streaming;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
 use actix::{Actor, Addr, Arbiter, System};
 use tokio::{
     runtime::Runtime,
     sync::{Semaphore, oneshot},
-    time::Instant,
 };
 
+pub use self::health::Health;
 use crate::{
     executor::{
-        actor::Executor, dispatcher::Dispatcher, pool::Pool, reaper::Reaper, reconciler::Reconciler,
-        recorder::Recorder, shaper::Shaper,
+        actor::Executor, dispatcher::Dispatcher, pool::Pool, reaper::Reaper, reconciler::Reconciler, recorder::Recorder,
     },
     job::WorkerId,
     ledger::Ledger,
@@ -169,17 +163,11 @@ struct Shared {
     queue: Arc<dyn Queue>,
     retry: RetryPolicy,
     slots: usize,
-    providers: HashMap<String, Upstream>,
+    providers: HashMap<String, Arc<dyn Provider>>,
     scopes: Vec<ScopeLimits>,
     /// One permit for each ending that the ledger has not yet taken.
     backlog: Arc<Semaphore>,
     health: Arc<Health>,
-}
-
-/// A provider as executors use it.
-struct Upstream {
-    provider: Arc<dyn Provider>,
-    shaper: Shaper,
 }
 
 impl Shared {
@@ -187,16 +175,13 @@ impl Shared {
         let mut providers = HashMap::new();
         let mut scopes = Vec::new();
         for provider in &settings.providers {
-            let upstream = Upstream {
-                provider: crate::providers::build(provider)?,
-                shaper: Shaper::new(provider.requests_per_minute),
-            };
-            providers.insert(provider.name.clone(), upstream);
+            providers.insert(provider.name.clone(), crate::providers::build(provider)?);
             scopes.push(ScopeLimits {
                 scope: provider.name.clone(),
                 max_concurrency: provider.max_concurrency,
                 requests_per_minute: provider.requests_per_minute,
                 tokens_per_minute: provider.tokens_per_minute,
+                at_once: None,
             });
         }
         Ok(Self {
@@ -210,59 +195,5 @@ impl Shared {
             backlog: Arc::new(Semaphore::new(settings.slots.saturating_mul(BACKLOG_PER_SLOT))),
             health: Arc::new(Health::new()),
         })
-    }
-}
-
-/// Signs of life, for `/healthz`: a worker that is alive but does not consume is unhealthy.
-#[derive(Debug)]
-pub struct Health {
-    born: Instant,
-    /// When the queue was last asked for runs with success, or all executors were busy; milliseconds since `born`.
-    polled_ms: AtomicU64,
-    ledger_failing: AtomicBool,
-    draining: AtomicBool,
-    busy: AtomicUsize,
-}
-
-impl Health {
-    /// A worker that could not ask for work for this long is unhealthy.
-    pub const STALE: Duration = Duration::from_secs(20);
-
-    fn new() -> Self {
-        Self {
-            born: Instant::now(),
-            polled_ms: AtomicU64::new(0),
-            ledger_failing: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
-            busy: AtomicUsize::new(0),
-        }
-    }
-
-    /// How long ago the worker last consumed, or was too busy to.
-    pub fn since_poll(&self) -> Duration {
-        self.born.elapsed().saturating_sub(Duration::from_millis(self.polled_ms.load(Ordering::Relaxed)))
-    }
-
-    pub fn is_consuming(&self) -> bool {
-        self.since_poll() < Self::STALE
-    }
-
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
-    /// Whether the last write to the ledger failed.
-    pub fn is_ledger_failing(&self) -> bool {
-        self.ledger_failing.load(Ordering::Relaxed)
-    }
-
-    /// Runs in execution.
-    pub fn busy(&self) -> usize {
-        self.busy.load(Ordering::Relaxed)
-    }
-
-    fn polled(&self) {
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.polled_ms.store(now, Ordering::Relaxed);
     }
 }

@@ -98,6 +98,8 @@ pub struct RunRecord {
     pub failure: Option<Failure>,
     pub usage: Usage,
     pub cost_nano_usd: Option<i64>,
+    /// The dead run that an operator started again as this one.
+    pub requeued_from: Option<RunId>,
 }
 
 /// What the ledger has written since it was opened.

@@ -10,8 +10,8 @@
 //!    restored before its own front door enqueued it learns who waits, and an ending that is stashed already is sent there.
 //! 2. **Claim** hands out up to `free` runs. Lanes share by weight 8:3:1 with ageing, accounts inside a lane take turns by the
 //!    cost of what they ran. A run is handed out only when its scope has a free concurrency slot, a request and
-//!    its tokens left in the last minute, and is not paused; the claim takes them all in the same step, together with a lease and
-//!    a new **fence**. The answer also says when a run that was held back could go.
+//!    its tokens left in the last minute, is not paused, and its worker would call it at once; the claim takes them all in the same step,
+//!    together with a lease and a new **fence**. The answer also says when a run that was held back could go.
 //! 3. **Heartbeat** renews the leases (and slots) that the worker still owns, and reports cancellation.
 //! 4. **Stash** stores the ending of a run under its fence, frees its slot, settles its tokens, and sends the ending to the
 //!    front door that waits, all in one step. From here on the run has ended: nobody can cancel it or call a model for it again.
@@ -125,6 +125,28 @@ pub struct ScopeLimits {
     pub max_concurrency: Option<u32>,
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u64>,
+    /// Holds for the one claim that names it: how many calls its worker would let leave at once.
+    pub at_once: Option<AtOnce>,
+}
+
+impl ScopeLimits {
+    pub fn unlimited(scope: impl Into<String>) -> Self {
+        Self {
+            scope: scope.into(),
+            max_concurrency: None,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            at_once: None,
+        }
+    }
+}
+
+/// What one worker may call now. A run that could not be called at once is not handed out, because the claim counts it against the minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtOnce {
+    pub calls: u32,
+    /// Until one more call may leave than these.
+    pub next: Duration,
 }
 
 /// Leased runs, and when to ask again.
@@ -164,15 +186,22 @@ pub struct LogMark {
     pub streamed: bool,
 }
 
+impl Claim {
+    /// The limit scope that a call of it counts against.
+    pub fn scope(&self) -> Option<&str> {
+        self.job.targets.get(self.target).map(|target| target.provider.as_str())
+    }
+}
+
 /// What is left to do for a claimed run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
     /// Call the model.
     Call,
-    /// The deadline passed while it waited: end it as expired.
-    Expire,
-    /// It was cancelled while its owner was lost: end it as cancelled.
-    Cancel,
+    /// Its deadline passed, or somebody wants it to end so: end it as expired, with the call that was lost before, if one was.
+    Expire(Option<LostCall>),
+    /// It was cancelled while its owner was lost: end it as cancelled, with the call that was lost before, if one was.
+    Cancel(Option<LostCall>),
     /// Its ending was stashed: write that to the ledger, and make no call.
     Record(Box<Ending>),
     /// A worker lost it in a call: record the lost attempt, then release it.
@@ -186,8 +215,8 @@ impl Work {
     pub fn name(&self) -> &'static str {
         match self {
             Work::Call => "call",
-            Work::Expire => "expire",
-            Work::Cancel => "cancel",
+            Work::Expire(_) => "expire",
+            Work::Cancel(_) => "cancel",
             Work::Record(_) => "record",
             Work::Lost(_) => "lost",
             Work::Poison(_) => "poison",
@@ -260,6 +289,10 @@ pub struct Restored {
     /// The last fence that the ledger knows of it; zero when there is none. The next one is greater.
     pub fence: Fence,
 }
+
+/// One memory of the queue, from one loss to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epoch(pub uuid::Uuid);
 
 /// A run in the queue, as its status shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,8 +410,12 @@ pub trait Queue: Send + Sync + 'static {
     /// Puts runs back that the queue does not know; others are left as they are.
     async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable>;
 
-    /// Whether the queue has lost its memory (or is new) since this was last asked by anyone; the answer is given once.
-    async fn was_reset(&self) -> Result<bool, Unreachable>;
+    /// Whether the queue has lost its memory (or is new), and its runs are to be restored from the ledger. One asker is told, and another one
+    /// when it has not said within a lease that they are [`restored`](Queue::restored).
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable>;
+
+    /// All runs of the ledger that the queue did not know have been restored since it told of this epoch.
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable>;
 
     /// Where a run is; `None` when the queue does not know it or it has ended.
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable>;

@@ -141,17 +141,17 @@ fn share_used(policy: &RetryPolicy, failures: i32, situation: Situation) -> bool
 fn give_up(class: &ErrorClass) -> Step {
     let (code, message, retryable) = match class {
         ErrorClass::Limited { .. } | ErrorClass::Expired => return Step::Expire,
-        ErrorClass::Failing { .. } => ("provider_error", "The model's provider failed to answer.", true),
-        ErrorClass::Unreachable => ("provider_unreachable", "The model's provider could not be reached.", true),
-        ErrorClass::Timeout => ("provider_timeout", "The model's provider did not answer in time.", true),
-        ErrorClass::Truncated => ("provider_truncated", "The model's answer broke off before its end.", true),
-        ErrorClass::Garbage => ("provider_garbage", "The model's provider sent an answer that makes no sense.", true),
+        ErrorClass::Failing { .. } => ("provider_error", "The model's provider failed to answer", true),
+        ErrorClass::Unreachable => ("provider_unreachable", "The model's provider could not be reached", true),
+        ErrorClass::Timeout => ("provider_timeout", "The model's provider did not answer in time", true),
+        ErrorClass::Truncated => ("provider_truncated", "The model's answer broke off before its end", true),
+        ErrorClass::Garbage => ("provider_garbage", "The model's provider sent an answer that makes no sense", true),
         ErrorClass::Unauthorized => (
             "provider_unauthorized",
-            "The model's provider refused this server's credentials; the server's operator has to correct them.",
+            "The model's provider refused this server's credentials; the server's operator has to correct them",
             false,
         ),
-        ErrorClass::Rejected => ("provider_rejected", "The model's provider rejected the request.", false),
+        ErrorClass::Rejected => ("provider_rejected", "The model's provider rejected the request", false),
     };
     Step::Fail(Failure { code: code.to_owned(), message: message.to_owned(), retryable })
 }
@@ -198,6 +198,7 @@ mod tests {
             Step::Retry { after, target } => Expect::Retry { millis: after.as_millis(), target },
             Step::Fail(failure) => {
                 assert!(!failure.message.contains("operators only"), "{failure:?} tells what the provider said");
+                assert!(!failure.message.ends_with('.'), "{failure:?} ends unlike the others");
                 Expect::Fail(failure.code, failure.retryable)
             }
             Step::Expire => Expect::Expire,

@@ -248,7 +248,7 @@ impl Spec {
 }
 
 pub fn unlimited(scope: &str) -> ScopeLimits {
-    ScopeLimits { scope: scope.into(), max_concurrency: None, requests_per_minute: None, tokens_per_minute: None }
+    ScopeLimits::unlimited(scope)
 }
 
 pub fn slots(scope: &str, slots: u32) -> ScopeLimits {

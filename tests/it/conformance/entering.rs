@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use workers::{
     job::{Fence, Lane, RunId},
-    queue::{Held, Restored, Sighting},
+    queue::{Epoch, Held, Restored, Sighting},
 };
 
-use super::bench::{LONG, Store, run, succeeded};
+use super::bench::{LONG, SHORT, Store, eventually, run, succeeded};
 
 pub async fn enqueueing_a_known_run_changes_nothing<S: Store>() {
     let bench = S::open(LONG).await;
@@ -83,12 +83,21 @@ pub async fn missing_are_the_runs_that_the_queue_never_heard_of<S: Store>() {
     assert_eq!(bench.queue.missing(&[]).await.unwrap(), []);
 }
 
-pub async fn the_loss_of_memory_is_told_once<S: Store>() {
-    let bench = S::open(LONG).await;
-    assert!(bench.queue.was_reset().await.unwrap(), "a new queue knows nothing");
-    assert!(!bench.queue.was_reset().await.unwrap());
+pub async fn a_loss_of_memory_is_told_until_it_is_restored<S: Store>() {
+    let bench = S::open(SHORT).await;
+    let told = bench.queue.was_reset().await.unwrap().expect("a new queue knows nothing");
+    assert_eq!(bench.queue.was_reset().await.unwrap(), None, "one is enough");
     bench.enqueue(&run().job()).await;
-    assert!(!bench.queue.was_reset().await.unwrap());
+    assert_eq!(bench.queue.was_reset().await.unwrap(), None);
+    // Whoever was told says nothing: the next one is told the same.
+    let again = eventually("another one is told", async || bench.queue.was_reset().await.unwrap()).await;
+    assert_eq!(again, told);
+    // Another memory than this one was restored.
+    bench.queue.restored(Epoch(uuid::Uuid::now_v7())).await.unwrap();
+    eventually("it is told again", async || bench.queue.was_reset().await.unwrap()).await;
+    bench.queue.restored(told).await.unwrap();
+    tokio::time::sleep(SHORT + Duration::from_millis(100)).await;
+    assert_eq!(bench.queue.was_reset().await.unwrap(), None);
 }
 
 pub async fn a_run_is_located_until_it_has_ended<S: Store>() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use workers::{
     job::Lane,
-    queue::{Claim, ScopeLimits},
+    queue::{AtOnce, Claim, ScopeLimits, Work},
 };
 
 use super::bench::{Bench, LONG, OPEN, Spec, Store, eventually, run, slots, succeeded, succeeded_with, unlimited};
@@ -57,6 +57,31 @@ pub async fn workers_share_tokens_a_minute<S: Store>() {
     }
     let later = bench.claim_in(10, &[limits]).await;
     assert!(later.claims.is_empty() && later.next.is_some());
+}
+
+pub async fn a_worker_gets_no_more_than_may_leave_at_once<S: Store>() {
+    let bench = S::open(LONG).await;
+    bench.flood(&run(), 100).await;
+    bench.flood(&Spec { scopes: vec!["other"], ..run() }, 2).await;
+    let next = Duration::from_millis(300);
+    let paced = |calls| [ScopeLimits { at_once: Some(AtOnce { calls, next }), ..unlimited(OPEN) }, unlimited("other")];
+    // More than Redis hands out in one step.
+    let claims = bench.claim_in(100, &paced(60)).await.claims;
+    let open = claims.iter().filter(|claim| claim.scope() == Some(OPEN)).count();
+    assert_eq!((open, claims.len()), (60, 62), "the other scope waits for nobody");
+    let claimed = bench.claim_in(100, &paced(0)).await;
+    assert!(claimed.claims.is_empty());
+    let told = claimed.next.expect("runs are held back");
+    assert!(told > next - Duration::from_millis(20) && told <= next + Duration::from_millis(2), "{told:?}");
+    assert_eq!(bench.claim_in(100, &[unlimited(OPEN)]).await.claims.len(), 40);
+}
+
+pub async fn what_is_not_called_needs_no_pace<S: Store>() {
+    let bench = S::open(LONG).await;
+    bench.flood(&Spec { deadline: -1, ..run() }, 1).await;
+    let none = [ScopeLimits { at_once: Some(AtOnce { calls: 0, next: Duration::from_secs(60) }), ..unlimited(OPEN) }];
+    let claim = bench.claim_in(1, &none).await.claims.remove(0);
+    assert_eq!(claim.work, Work::Expire(None));
 }
 
 pub async fn a_stash_frees_its_slot<S: Store>() {

@@ -86,8 +86,11 @@ pub async fn a_lost_run_that_was_cancelled_is_to_be_cancelled<S: Store>() {
     bench.flood(&run(), 1).await;
     let claim = bench.take().await;
     bench.cancel(claim.job.id).await;
+    let call = LostCall { worker: bench.worker, fence: claim.fence, attempt: 1, started_at: claim.started_at };
+    assert_eq!(bench.reap().await.work, Work::Cancel(Some(call.clone())));
+    // The call is still told after the loss of a reaper.
     let reaped = bench.reap().await;
-    assert_eq!(reaped.work, Work::Cancel);
+    assert_eq!(reaped.work, Work::Cancel(Some(call)));
     let mut ending = succeeded(&reaped);
     ending.outcome = Outcome::Cancelled;
     assert_eq!(bench.stash(&ending).await, Held::Done);
@@ -97,7 +100,7 @@ pub async fn a_deadline_that_passed_is_found_by_a_claim<S: Store>() {
     let bench = S::open(LONG).await;
     bench.flood(&Spec { deadline: -1, ..run() }, 1).await;
     let claim = bench.claim(10).await.remove(0);
-    assert_eq!(claim.work, Work::Expire);
+    assert_eq!(claim.work, Work::Expire(None));
     let mut ending = succeeded(&claim);
     (ending.outcome, ending.attempt) = (Outcome::Expired, None);
     assert_eq!(bench.stash(&ending).await, Held::Done);
@@ -107,7 +110,7 @@ pub async fn a_deadline_that_passed_is_found_by_a_reaper<S: Store>() {
     let bench = S::open(LONG).await;
     bench.flood(&Spec { deadline: 200, ..run() }, 1).await;
     let reaped = bench.reap().await;
-    assert_eq!(reaped.work, Work::Expire);
+    assert_eq!(reaped.work, Work::Expire(None));
     assert!(reaped.queue_ms >= 150, "{}", reaped.queue_ms);
     bench.claims_nothing().await;
     bench.end(&reaped).await;
@@ -119,7 +122,7 @@ pub async fn a_delayed_run_can_expire<S: Store>() {
     let claim = bench.take().await;
     assert_eq!(bench.retry(&claim, Duration::from_secs(600)).await, Held::Done);
     let reaped = bench.reap().await;
-    assert_eq!(reaped.work, Work::Expire);
+    assert_eq!(reaped.work, Work::Expire(None));
     assert_eq!(reaped.started_at, claim.started_at);
     let stats = bench.queue.stats().await.unwrap();
     assert_eq!((stats.delayed, stats.leased), (0, 1));

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::support::{
-    app::{client, free_port},
-    eventually, postgres,
+    app::{App, Mode, Shape, client, free_port},
+    eventually, invariants, postgres,
     process::{self, Process},
     redis::RedisServer,
 };
@@ -26,13 +26,8 @@ impl Probed {
         Self { _process: Process::start(folder, name, args, &env), operations }
     }
 
-    /// The status, and what is in the way.
     async fn ask(&self, path: &str) -> Option<(u16, Vec<String>)> {
-        let answer = client().get(format!("http://{}{path}", self.operations)).send().await.ok()?;
-        let status = answer.status().as_u16();
-        let body: Value = answer.json().await.ok()?;
-        let obstacles = body["details"]["notReady"].as_array().into_iter().flatten();
-        Some((status, obstacles.map(|obstacle| obstacle.as_str().unwrap().to_owned()).collect()))
+        ask(&self.operations, path).await
     }
 
     async fn is_ready_but_for(&self, obstacles: &[&str]) {
@@ -54,6 +49,15 @@ impl Probed {
         })
         .await;
     }
+}
+
+/// The status, and what is in the way.
+async fn ask(operations: &str, path: &str) -> Option<(u16, Vec<String>)> {
+    let answer = client().get(format!("http://{operations}{path}")).send().await.ok()?;
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.ok()?;
+    let obstacles = body["details"]["notReady"].as_array().into_iter().flatten();
+    Some((status, obstacles.map(|obstacle| obstacle.as_str().unwrap().to_owned()).collect()))
 }
 
 fn owned(obstacles: &[&str]) -> Vec<String> {
@@ -125,4 +129,21 @@ async fn probes_tell_what_is_broken_and_that_it_is_whole_again() {
         process.is_healthy().await;
         process.is_ready_but_for(&[]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_executor_is_reported_and_holds_no_run() {
+    let config = "[workers]\nslots = 2\nlease_ms = 3000\n".to_owned();
+    let mut app = App::shaped(Shape { config, ..Shape::of(Mode::Distributed) }).await;
+    app.import_greeting();
+    let operations = format!("127.0.0.1:{}", free_port());
+    app.workers[0].kill();
+    // It dies with a stashed ending in its hands.
+    let env = [("FAIL_POINTS", "hand_over=panic@1"), ("PROMPT_MANAGER_METRICS_LISTEN", &operations)];
+    app.restart_worker_with(0, &env);
+    eventually("the worker is healthy", async || ask(&operations, "/healthz").await == Some((200, vec![]))).await;
+    let ids = app.accept_named(3).await;
+    let dead = Some((503, owned(&["executors"])));
+    eventually("the worker says so", async || ask(&operations, "/healthz").await == dead).await;
+    invariants::hold(&app, &ids).await;
 }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use prompt_manager::{config::DatabaseConfig, db};
+use sea_orm::{ConnectionTrait, Database, Statement};
 use serde_json::{Value, json};
 use workers::{
     job::{Ending, Failure, Fence, Job, Outcome, UnixMillis, WIRE_VERSION},
@@ -105,6 +106,10 @@ async fn a_paused_queue_is_not_waited_for() {
     assert_eq!(state(), (json!(false), json!(false), json!(0)));
     let said = app.cli(&["queue", "stats"]).stdout;
     assert!(said.contains("dead 0 · new runs are taken"), "{said}");
+    // Once more changes nothing, and is no line.
+    assert_eq!(app.cli(&["queue", "resume"]).code, 0);
+    let lines = ["queue.pause queue", "queue.drain intake", "queue.resume queue", "queue.resume intake"];
+    assert_eq!(audited(&app).await, lines);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,6 +146,7 @@ async fn dead_runs_are_listed_requeued_and_discarded() {
     let new = said["runId"].as_str().unwrap();
     let run = app.ended(0, new, PATIENCE).await;
     assert_eq!((&run["state"], &run["output"]), (&json!("succeeded"), &json!("Greet Ada.")), "{run}");
+    assert_eq!(run["requeuedFrom"], ids[0].as_str(), "{run}");
     // Its history stays as it was, and it is looked after once.
     assert_eq!(app.run(0, &ids[0]).await.body["code"], "poison");
     let again = app.cli(&["queue", "dead", "requeue", &ids[0]]);
@@ -155,6 +161,17 @@ async fn dead_runs_are_listed_requeued_and_discarded() {
         assert_eq!(app.cli(&["queue", "dead", verb, "x"]).code, 2);
     }
     assert_eq!(app.run(0, &ids[1]).await.body["state"], "failed");
+    let lines = [format!("queue.dead.requeue {}", ids[0]), format!("queue.dead.discard {}", ids[1])];
+    assert_eq!(audited(&app).await, lines);
+}
+
+/// What operators did to the queue, and to what, in this order.
+async fn audited(app: &App) -> Vec<String> {
+    let database = Database::connect(&app.database).await.unwrap();
+    let sql = "SELECT action || ' ' || subject AS line FROM audit_log WHERE action LIKE 'queue.%' ORDER BY at, id";
+    let lines = database.query_all_raw(Statement::from_string(database.get_database_backend(), sql)).await.unwrap();
+    database.close().await.unwrap();
+    lines.iter().map(|line| line.try_get("", "line").unwrap()).collect()
 }
 
 /// The server finds the new run when it compares its queue with the database.

@@ -25,12 +25,7 @@ impl Rig {
 
     /// How many runs a worker would get now.
     async fn claimable(&self) -> usize {
-        let limits = ScopeLimits {
-            scope: "one".into(),
-            max_concurrency: None,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-        };
+        let limits = ScopeLimits::unlimited("one");
         self.queue.claim(WorkerId::new(), 10, &[limits]).await.unwrap().claims.len()
     }
 

@@ -29,6 +29,7 @@ impl RunRecord {
             failure: None,
             usage: Usage::default(),
             cost_nano_usd: None,
+            requeued_from: None,
         }
     }
 

@@ -7,11 +7,13 @@ use actix::prelude::*;
 use crate::{
     executor::{
         Shared,
-        call::{self, Done, Stop},
-        dispatcher::{Dispatcher, Free},
+        call::{self, Done},
+        dispatcher::{Dispatcher, Free, Gone},
+        health::OnDuty,
         recorder::{self, Recorder},
+        stop::Stop,
     },
-    job::{Ending, Fence, Job, RunId},
+    job::{Ending, Job},
     queue::Claim,
 };
 
@@ -22,15 +24,17 @@ pub struct Executor {
     /// An actor whose address nobody holds stops, even with a message in its mailbox. The dispatcher lets go of an executor's address
     /// when it has sent it a run, which may be before the executor has looked.
     own: Option<Addr<Self>>,
+    _on_duty: OnDuty,
 }
 
 impl Executor {
     pub fn new(shared: Arc<Shared>, dispatcher: Addr<Dispatcher>, recorder: Addr<Recorder>) -> Self {
-        Self { shared, dispatcher, recorder, own: None }
+        let on_duty = shared.health.on_duty("an executor");
+        Self { shared, dispatcher, recorder, own: None, _on_duty: on_duty }
     }
 
     /// Tells the dispatcher that this executor can take a run, and whether its last one needs no lease any more.
-    fn free(&self, ctx: &mut Context<Self>, gone: Option<(RunId, Fence)>) {
+    fn free(&self, ctx: &mut Context<Self>, gone: Option<Gone>) {
         let free = Free { executor: ctx.address(), gone };
         let told = self.dispatcher.send(free).into_actor(self).map(|result, _, ctx| {
             if result.is_err() {
@@ -63,15 +67,15 @@ impl Handler<Execute> for Executor {
 
     fn handle(&mut self, message: Execute, ctx: &mut Self::Context) {
         let (shared, recorder) = (self.shared.clone(), self.recorder.clone());
-        let lease = (message.claim.job.id, message.claim.fence);
+        let gone = Gone { run: message.claim.job.id, fence: message.claim.fence, stop: message.stop.clone() };
         let execution = async move {
             let recorded = execute(&shared, message).await;
             if let Some(record) = recorded {
                 // Waits while the backlog is full: then the ledger is away, and this executor takes no more runs.
-                recorder::hand_over(&shared, &recorder, record).await;
+                recorder::hand_over(&shared, &recorder, record, Some(gone.stop)).await;
                 None
             } else {
-                Some(lease)
+                Some(gone)
             }
         };
         ctx.spawn(execution.into_actor(self).map(|gone, act, ctx| act.free(ctx, gone)));

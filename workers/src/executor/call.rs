@@ -1,13 +1,13 @@
 //! What an executor does with a claim, from the call to the ending. Knows no actor.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{pin::pin, time::Duration};
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     executor::{
         Shared,
+        stop::{Stop, StopReason},
         streaming::{Collector, Writer},
     },
     fail,
@@ -26,44 +26,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// By how much two processes may read the queue's clock differently without being wrong: the front door that gives a run up at its deadline
 /// must not seem to be early.
 const AGREEMENT: u64 = 100;
-
-/// Why a running call is to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// Somebody cancelled the run.
-    Cancelled,
-    /// The lease is gone: whatever comes of the call belongs to nobody.
-    LeaseLost,
-    /// The worker shuts down: hand the run back.
-    Drain,
-}
-
-/// Stops one run, once.
-#[derive(Debug, Default)]
-pub struct Stop {
-    reason: OnceLock<StopReason>,
-    token: CancellationToken,
-}
-
-impl Stop {
-    /// The first reason counts.
-    pub fn stop(&self, reason: StopReason) {
-        let _ = self.reason.set(reason);
-        self.token.cancel();
-    }
-
-    /// Why it was stopped, if it was.
-    #[cfg(test)]
-    pub fn reason(&self) -> Option<StopReason> {
-        self.reason.get().copied()
-    }
-
-    async fn stopped(&self) -> StopReason {
-        self.token.cancelled().await;
-        // The reason is set before the token is cancelled.
-        self.reason.get().copied().unwrap_or(StopReason::LeaseLost)
-    }
-}
 
 /// What is left to do after a claim was executed.
 #[derive(Debug)]
@@ -99,8 +61,8 @@ pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
     }
     match &claim.work {
         Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
-        Work::Expire => end(shared, claim, Outcome::Expired, None).await,
-        Work::Cancel => end(shared, claim, Outcome::Cancelled, None).await,
+        Work::Expire(lost) => end(shared, claim, Outcome::Expired, lost_before(shared, claim, lost)).await,
+        Work::Cancel(lost) => end(shared, claim, Outcome::Cancelled, lost_before(shared, claim, lost)).await,
         Work::Poison(lost) => {
             let failure = Failure {
                 code: Failure::POISON.into(),
@@ -139,43 +101,48 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     let Some(target) = target(claim) else {
         return end(shared, claim, Outcome::Failed(no_target()), None).await;
     };
-    let Some(upstream) = shared.providers.get(&target.provider) else {
+    let Some(provider) = shared.providers.get(&target.provider) else {
         // The claim names only scopes that this process has a provider for.
         return end(shared, claim, Outcome::Failed(no_target()), None).await;
     };
     let clock = Clock::start(shared, claim);
     let remaining = Duration::from_millis(claim.job.deadline.since(clock.started_at));
-    let request = Call {
-        upstream: &target.upstream,
-        request: &claim.job.request,
-        stream: claim.job.stream,
-        deadline: clock.started + remaining,
-    };
+    let deadline = clock.started + remaining;
+    let request = Call { upstream: &target.upstream, request: &claim.job.request, stream: claim.job.stream, deadline };
     tracing::debug!(run = %claim.job.id, attempt = claim.attempt, provider = target.provider, "calling");
     let collector = Collector::default();
     let log = claim.log.filter(|_| claim.job.stream);
     let mut writer = log.map(|log| Writer::new(shared, claim, log, &collector));
     let answer = async {
-        upstream.shaper.ready().await;
         fail::point("call.before").await;
-        let answer = upstream.provider.call(request, &mut collector.clone()).await;
+        if let Some(reason) = stop.reason() {
+            return Err(reason);
+        }
+        let answer = provider.call(request, &mut collector.clone()).await;
         collector.end();
         fail::point("call.after").await;
-        answer
+        Ok(answer)
     };
     let answer = async {
-        match &mut writer {
-            Some(writer) => tokio::join!(answer, writer.write()).0,
-            None => answer.await,
+        let Some(writer) = &mut writer else { return answer.await };
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => answer,
+            () = writer.write() => answer.await,
         }
     };
     let answer = tokio::select! {
         biased;
+        // An answer that is there has been paid for: it comes first.
+        answer = tokio::time::timeout_at(deadline, answer) => answer.unwrap_or_else(|_| Ok(Err(past_deadline()))),
         // Leaving this block drops the call, which closes its connection to the provider.
         reason = stop.stopped() => Err(reason),
-        answer = tokio::time::timeout_at(request.deadline, answer) => Ok(answer.unwrap_or_else(|_| Err(past_deadline()))),
     };
     tracing::debug!(run = %claim.job.id, took = ?clock.started.elapsed(), "called");
+    if let (Some(writer), Ok(_)) = (&mut writer, &answer) {
+        writer.finish().await;
+    }
     // What was streamed to a caller cannot be taken back, and calling again bills twice: only on request.
     let streamed = log.zip(writer).is_some_and(|(log, writer)| writer.has_written(log)) && !claim.job.repeat_streamed;
     match answer {
@@ -344,6 +311,10 @@ async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
             }
         }
     }
+}
+
+fn lost_before(shared: &Shared, claim: &Claim, lost: &Option<LostCall>) -> Option<Attempt> {
+    lost.as_ref().map(|lost| lost_attempt(shared, claim, lost))
 }
 
 fn lost_attempt(shared: &Shared, claim: &Claim, lost: &LostCall) -> Attempt {

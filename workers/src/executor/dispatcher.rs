@@ -1,6 +1,7 @@
 //! The dispatcher: claims as many runs as there are free executors, and hands them out.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -12,12 +13,15 @@ use crate::{
     executor::{
         Shared,
         actor::{Execute, Executor},
-        call::Stop,
+        health::OnDuty,
+        outage::Outage,
         pool::{Finished, Lease, Leased, Pool},
+        shaper::Shaper,
+        stop::Stop,
     },
     fail,
     job::{Fence, RunId},
-    queue::{Claimed, Unreachable},
+    queue::{Claimed, ScopeLimits, Unreachable, Work},
 };
 
 /// The longest wait on an idle queue before it is asked again.
@@ -29,9 +33,14 @@ pub struct Dispatcher {
     shared: Arc<Shared>,
     pool: Addr<Pool>,
     free: Vec<Addr<Executor>>,
+    /// By scope; one without a limit has none.
+    shapers: HashMap<String, Shaper>,
     state: State,
     /// Set when nothing more is to be claimed; told once nothing is being claimed.
     stopping: Option<Option<oneshot::Sender<()>>>,
+    /// Of the claims.
+    outage: Outage,
+    _on_duty: OnDuty,
 }
 
 enum State {
@@ -45,7 +54,28 @@ enum State {
 
 impl Dispatcher {
     pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
-        Self { shared, pool, free: Vec::new(), state: State::Idle, stopping: None }
+        let shaper = |limits: &ScopeLimits| Some((limits.scope.clone(), Shaper::new(limits.requests_per_minute?)));
+        let shapers = shared.scopes.iter().filter_map(shaper).collect();
+        let on_duty = shared.health.on_duty("the dispatcher");
+        Self {
+            shared,
+            pool,
+            free: Vec::new(),
+            shapers,
+            state: State::Idle,
+            stopping: None,
+            outage: Outage::default(),
+            _on_duty: on_duty,
+        }
+    }
+
+    /// The scopes with what may leave in each of them now.
+    fn scopes(&mut self) -> Vec<ScopeLimits> {
+        let mut scopes = self.shared.scopes.clone();
+        for limits in &mut scopes {
+            limits.at_once = self.shapers.get_mut(&limits.scope).map(|shaper| shaper.at_once(self.free.len()));
+        }
+        scopes
     }
 
     fn claim(&mut self, ctx: &mut Context<Self>) {
@@ -57,10 +87,10 @@ impl Dispatcher {
             return;
         }
         self.state = State::Claiming;
-        let (shared, free) = (self.shared.clone(), self.free.len());
+        let (shared, free, scopes) = (self.shared.clone(), self.free.len(), self.scopes());
         let claim = async move {
             fail::fallible("claim.before").await?;
-            let claimed = shared.queue.claim(shared.worker, free, &shared.scopes).await?;
+            let claimed = shared.queue.claim(shared.worker, free, &scopes).await?;
             if !claimed.claims.is_empty() {
                 fail::fallible("claim.after").await?;
             }
@@ -71,6 +101,11 @@ impl Dispatcher {
     }
 
     fn answered(&mut self, asked: Instant, claimed: Result<Claimed, Unreachable>, ctx: &mut Context<Self>) {
+        if claimed.is_ok()
+            && let Some(lasted) = self.outage.is_over(Instant::now())
+        {
+            tracing::info!(?lasted, "runs can be claimed again");
+        }
         match claimed {
             Ok(claimed) if claimed.claims.is_empty() => {
                 self.shared.health.polled();
@@ -88,7 +123,9 @@ impl Dispatcher {
                 self.hand_out(asked, claimed, ctx);
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot claim runs");
+                if self.outage.goes_on(Instant::now()) {
+                    tracing::warn!(%error, "cannot claim runs; trying on");
+                }
                 self.wait(ctx, tokio::time::sleep(PAUSE));
             }
         }
@@ -112,6 +149,11 @@ impl Dispatcher {
                 tracing::error!(run = %claim.job.id, "the queue handed out more runs than there are executors");
                 continue;
             };
+            if let (Work::Call, Some(scope)) = (&claim.work, claim.scope())
+                && let Some(shaper) = self.shapers.get_mut(scope)
+            {
+                shaper.used();
+            }
             let stop = Arc::new(Stop::default());
             leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed: asked });
             work.push((executor, Execute { claim, stop }));
@@ -163,7 +205,15 @@ impl Actor for Dispatcher {
 pub struct Free {
     pub executor: Addr<Executor>,
     /// The run it had, if nothing of it is left to record: its lease is no longer renewed.
-    pub gone: Option<(RunId, Fence)>,
+    pub gone: Option<Gone>,
+}
+
+/// A run that is no longer this worker's.
+pub struct Gone {
+    pub run: RunId,
+    pub fence: Fence,
+    /// Held until the pool knows, which would take the executor for dead otherwise.
+    pub stop: Arc<Stop>,
 }
 
 impl Handler<Free> for Dispatcher {
@@ -172,9 +222,9 @@ impl Handler<Free> for Dispatcher {
     fn handle(&mut self, message: Free, ctx: &mut Self::Context) {
         self.free.push(message.executor);
         self.count_busy();
-        if let Some(run) = message.gone {
-            let told = self.pool.send(Finished { runs: vec![run] });
-            ctx.spawn(told.into_actor(self).map(|_, _, _| ()));
+        if let Some(Gone { run, fence, stop }) = message.gone {
+            let told = self.pool.send(Finished { runs: vec![(run, fence)] });
+            ctx.spawn(told.into_actor(self).map(move |_, _, _| drop(stop)));
         }
         self.claim(ctx);
     }

@@ -14,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     executor::{
         Shared,
-        call::{Stop, StopReason},
         dispatcher::{Dispatcher, StopClaiming},
+        health::OnDuty,
+        outage::Outage,
         recorder::{Recorder, Settle},
+        stop::{Stop, StopReason},
     },
     fail,
     job::{Fence, RunId},
@@ -40,6 +42,9 @@ pub struct Pool {
     crew: Option<Meet>,
     empty: Vec<oneshot::Sender<()>>,
     stop: CancellationToken,
+    /// Of the heartbeats.
+    outage: Outage,
+    _on_duty: OnDuty,
 }
 
 /// A lease as this worker holds it.
@@ -53,6 +58,7 @@ struct Held {
 impl Pool {
     pub fn new(shared: Arc<Shared>) -> Self {
         let lease = shared.queue.lease();
+        let on_duty = shared.health.on_duty("the pool");
         Self {
             shared,
             leases: HashMap::new(),
@@ -63,11 +69,14 @@ impl Pool {
             crew: None,
             empty: Vec::new(),
             stop: CancellationToken::new(),
+            outage: Outage::default(),
+            _on_duty: on_duty,
         }
     }
 
     fn tick(&mut self, ctx: &mut Context<Self>) {
         self.give_up_overdue();
+        self.give_up_abandoned();
         // A lease that came later than that has been renewed since, and its renewal has told.
         let heartbeat = heartbeat_of(self.lease);
         self.cancelled.retain(|_, came| came.elapsed() < heartbeat);
@@ -97,10 +106,15 @@ impl Pool {
         let renewals = match renewals {
             Ok(renewals) => renewals,
             Err(error) => {
-                tracing::warn!(%error, leases = held.len(), "leases could not be renewed");
+                if self.outage.goes_on(Instant::now()) {
+                    tracing::warn!(%error, leases = held.len(), "leases cannot be renewed; trying on");
+                }
                 return;
             }
         };
+        if let Some(lasted) = self.outage.is_over(Instant::now()) {
+            tracing::info!(?lasted, "leases can be renewed again");
+        }
         for ((run, fence), renewal) in held.iter().zip(renewals) {
             let Some(lease) = self.leases.get_mut(run).filter(|lease| lease.fence == *fence) else { continue };
             match renewal {
@@ -132,6 +146,18 @@ impl Pool {
         self.tell_if_empty();
     }
 
+    /// An executor or a recorder that died has let go of its runs. Their leases run out, and whoever takes them over goes on.
+    fn give_up_abandoned(&mut self) {
+        self.leases.retain(|run, lease| {
+            let abandoned = Arc::strong_count(&lease.stop) == 1;
+            if abandoned {
+                tracing::error!(%run, "whoever had the run in hand is dead; the run is given up");
+            }
+            !abandoned
+        });
+        self.tell_if_empty();
+    }
+
     fn tell_if_empty(&mut self) {
         if self.leases.is_empty() {
             for told in self.empty.drain(..) {
@@ -145,10 +171,14 @@ impl Pool {
     fn listen(&self, ctx: &mut Context<Self>) {
         let (queue, stop, pool) = (self.shared.queue.clone(), self.stop.clone(), ctx.address());
         let listen = async move {
+            let mut outage = Outage::default();
             let mut cancellations = loop {
                 match queue.cancellations(stop.clone()).await {
                     Ok(cancellations) => break cancellations,
-                    Err(error) => tracing::warn!(%error, "cannot listen for cancellations yet"),
+                    Err(error) if outage.goes_on(Instant::now()) => {
+                        tracing::warn!(%error, "cannot listen for cancellations yet; trying on");
+                    }
+                    Err(_) => {}
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
             };

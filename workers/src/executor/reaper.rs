@@ -8,6 +8,7 @@ use crate::{
     executor::{
         Shared,
         call::{self, Done},
+        health::OnDuty,
         recorder::{self, Recorder},
     },
     fail,
@@ -24,11 +25,13 @@ const PRUNE: Duration = Duration::from_secs(300);
 pub struct Reaper {
     shared: Arc<Shared>,
     recorder: Addr<Recorder>,
+    _on_duty: OnDuty,
 }
 
 impl Reaper {
     pub fn new(shared: Arc<Shared>, recorder: Addr<Recorder>) -> Self {
-        Self { shared, recorder }
+        let on_duty = shared.health.on_duty("the reaper");
+        Self { shared, recorder, _on_duty: on_duty }
     }
 
     fn schedule(ctx: &mut Context<Self>) {
@@ -82,7 +85,7 @@ async fn reap(shared: Arc<Shared>, recorder: Addr<Recorder>) {
         for claim in claims {
             tracing::info!(run = %claim.job.id, work = claim.work.name(), "a run was taken over");
             if let Done::Record(ending) = call::settle(&shared, &claim).await {
-                recorder::hand_over(&shared, &recorder, (claim.job, ending)).await;
+                recorder::hand_over(&shared, &recorder, (claim.job, ending), None).await;
             }
         }
     }

@@ -9,7 +9,11 @@ use std::{sync::Arc, time::Duration};
 use actix::prelude::*;
 use tokio::time::Instant;
 
-use crate::{executor::Shared, fail};
+use crate::{
+    executor::{Shared, health::OnDuty},
+    fail,
+    queue::Epoch,
+};
 
 /// How often the queue is asked whether it lost its memory.
 const WATCH: Duration = Duration::from_secs(1);
@@ -22,27 +26,46 @@ pub struct Reconciler {
     shared: Arc<Shared>,
     /// When the last complete comparison ended; `None` asks for one now.
     swept: Option<Instant>,
+    /// The queue said that it lost its memory, and waits to hear that it was restored.
+    owed: Option<Epoch>,
+    _on_duty: OnDuty,
 }
 
 impl Reconciler {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, swept: None }
+        let on_duty = shared.health.on_duty("the reconciler");
+        Self { shared, swept: None, owed: None, _on_duty: on_duty }
     }
 
     fn watch(&mut self, ctx: &mut Context<Self>) {
         let shared = self.shared.clone();
         let due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
+        let owed = self.owed;
         let round = async move {
-            match shared.queue.was_reset().await {
-                Ok(reset) if reset || due => Some(sweep(&shared).await),
-                Ok(_) => None,
-                Err(_) => Some(false),
+            let told = match shared.queue.was_reset().await {
+                Ok(told) => told,
+                Err(_) => return (owed, Some(false)),
+            };
+            let owed = told.or(owed);
+            if owed.is_none() && !due {
+                return (None, None);
             }
+            if !sweep(&shared).await {
+                return (owed, Some(false));
+            }
+            if let Some(epoch) = owed
+                && let Err(error) = fail::around("restored", shared.queue.restored(epoch)).await
+            {
+                // Another worker is told, and finds nothing left to restore.
+                tracing::debug!(%error, "the queue did not hear that it is restored");
+            }
+            (None, Some(true))
         };
-        ctx.spawn(round.into_actor(self).map(|complete, act, ctx| {
+        ctx.spawn(round.into_actor(self).map(|(owed, complete), act, ctx| {
+            act.owed = owed;
             match complete {
                 Some(true) => act.swept = Some(Instant::now()),
-                // The queue has said that it was reset, and says so only once: the sweep is owed.
+                // The sweep is owed.
                 Some(false) => act.swept = None,
                 None => {}
             }

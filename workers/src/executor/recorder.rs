@@ -11,7 +11,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::{
     executor::{
         Shared,
+        health::OnDuty,
         pool::{Finished, Pool},
+        stop::Stop,
     },
     fail,
     job::{Ending, Job},
@@ -30,11 +32,13 @@ pub struct Recorder {
     pending: Vec<Record>,
     flushing: bool,
     idle: Vec<tokio::sync::oneshot::Sender<()>>,
+    _on_duty: OnDuty,
 }
 
 impl Recorder {
     pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
-        Self { shared, pool, pending: Vec::new(), flushing: false, idle: Vec::new() }
+        let on_duty = shared.health.on_duty("the recorder");
+        Self { shared, pool, pending: Vec::new(), flushing: false, idle: Vec::new(), _on_duty: on_duty }
     }
 
     /// At once when idle; what comes while a batch is written makes the next one.
@@ -76,6 +80,8 @@ pub struct Record {
     job: Arc<Job>,
     ending: Arc<Ending>,
     _place: OwnedSemaphorePermit,
+    /// Keeps the run's lease alive, if this worker has one.
+    _in_hand: Option<Arc<Stop>>,
 }
 
 impl Handler<Record> for Recorder {
@@ -106,10 +112,15 @@ impl Handler<Settle> for Recorder {
 }
 
 /// Gives an ending to the recorder; waits for a place in the backlog.
-pub async fn hand_over(shared: &Shared, recorder: &Addr<Recorder>, (job, ending): (Arc<Job>, Box<Ending>)) {
+pub async fn hand_over(
+    shared: &Shared,
+    recorder: &Addr<Recorder>,
+    (job, ending): (Arc<Job>, Box<Ending>),
+    in_hand: Option<Arc<Stop>>,
+) {
     // The semaphore is never closed.
     let Ok(place) = shared.backlog.clone().acquire_owned().await else { return };
-    let record = Record { job, ending: Arc::from(ending), _place: place };
+    let record = Record { job, ending: Arc::from(ending), _place: place, _in_hand: in_hand };
     fail::point("hand_over").await;
     if recorder.send(record).await.is_err() {
         tracing::error!("an ending is left to the next worker: the recorder has stopped");

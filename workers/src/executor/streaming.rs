@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 
 use crate::{
     executor::Shared,
@@ -19,6 +19,8 @@ use crate::{
 
 /// Text that comes within this time of the last step is written together.
 const WINDOW: Duration = Duration::from_millis(15);
+/// How soon text is offered again to a queue that does not answer.
+const PAUSE: Duration = Duration::from_millis(60);
 /// How long the last text of a call may hold up its ending while the queue does not answer. The ending has all of it.
 const LAST_TEXT: Duration = Duration::from_secs(2);
 
@@ -61,10 +63,6 @@ impl Collector {
         }
     }
 
-    fn has_ended(&self) -> bool {
-        self.lock().ended
-    }
-
     fn lock(&self) -> MutexGuard<'_, Text> {
         self.0.text.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,37 +90,38 @@ impl<'a> Writer<'a> {
         Self { shared, claim, collector, next: log.next, pending: None }
     }
 
-    /// Writes until the call has ended and all is written, or the run is no longer ours.
+    /// Writes until the call has ended and all is written, or the run is no longer ours. A call that is dropped may be repeated.
     pub async fn write(&mut self) {
-        while let Some(text) = self.collector.next().await {
-            self.pending = Some(text);
-            let mut gave_up = None;
-            while let Some(text) = &self.pending {
-                let deltas = std::slice::from_ref(text);
-                let (run, fence) = (self.claim.job.id, self.claim.fence);
-                match fail::around("append", self.shared.queue.append(run, fence, self.next, deltas)).await {
-                    Ok(Held::Done) => {
-                        self.next += 1;
-                        self.pending = None;
-                    }
-                    // Its heartbeat tells the same.
-                    Ok(Held::Elsewhere | Held::Unknown) => return,
-                    Err(error) => {
-                        tracing::debug!(%run, %error, "streamed text waits for the queue");
-                        let give_up = gave_up.get_or_insert_with(|| Instant::now() + LAST_TEXT);
-                        if self.collector.has_ended() && Instant::now() >= *give_up {
-                            return;
-                        }
-                        tokio::time::sleep(WINDOW * 4).await;
-                    }
+        let (run, fence) = (self.claim.job.id, self.claim.fence);
+        loop {
+            let text = match self.pending.take() {
+                Some(text) => text,
+                None => match self.collector.next().await {
+                    Some(text) => text,
+                    None => return,
+                },
+            };
+            let deltas = std::slice::from_ref(self.pending.insert(text));
+            match fail::around("append", self.shared.queue.append(run, fence, self.next, deltas)).await {
+                Ok(Held::Done) => {
+                    self.next += 1;
+                    self.pending = None;
+                    self.pause().await;
+                }
+                // Its heartbeat tells the same.
+                Ok(Held::Elsewhere | Held::Unknown) => return,
+                Err(error) => {
+                    tracing::debug!(%run, %error, "streamed text waits for the queue");
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
-            if !self.collector.has_ended() {
-                tokio::select! {
-                    () = tokio::time::sleep(WINDOW) => {}
-                    () = self.ended() => {}
-                }
-            }
+        }
+    }
+
+    /// Writes what is left when the call has ended.
+    pub async fn finish(&mut self) {
+        if tokio::time::timeout(LAST_TEXT, self.write()).await.is_err() {
+            tracing::warn!(run = %self.claim.job.id, "the last text of a stream is told with its ending only");
         }
     }
 
@@ -131,9 +130,14 @@ impl<'a> Writer<'a> {
         self.next > log.next || self.pending.is_some()
     }
 
-    async fn ended(&self) {
-        while !self.collector.has_ended() {
-            self.collector.0.came.notified().await;
-        }
+    /// Lets more text come, unless there is none to come.
+    async fn pause(&self) {
+        let ended = async {
+            while !self.collector.lock().ended {
+                self.collector.0.came.notified().await;
+            }
+        };
+        // Either way it goes on.
+        let _ = tokio::time::timeout(WINDOW, ended).await;
     }
 }

@@ -6,14 +6,18 @@ mod pools;
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
+use tokio::{sync::Notify, time::Instant};
 
 use super::*;
 use crate::{
-    job::{Attempt, Job, Usage},
+    job::{Attempt, Job, UnixMillis, Usage},
     providers::{Call, CallError, Completion, DeltaSink, ErrorClass},
     queue::{Admitted, Claim, Submission},
     tests::{FaultyQueue, MemoryLedger, eventually, job},
@@ -30,6 +34,8 @@ enum Play {
     Panic,
     /// Nothing, until the call is stopped.
     Hang,
+    /// Answers when the gate is opened.
+    Wait,
 }
 
 /// A provider that answers when its script is over.
@@ -37,6 +43,9 @@ enum Play {
 struct Scripted {
     script: Mutex<VecDeque<Play>>,
     calls: AtomicUsize,
+    /// When each call came.
+    came: Mutex<Vec<UnixMillis>>,
+    gate: Notify,
 }
 
 impl Scripted {
@@ -53,9 +62,14 @@ impl Scripted {
 impl Provider for Scripted {
     async fn call(&self, _: Call<'_>, _: &mut dyn DeltaSink) -> Result<Completion, CallError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
+        self.came.lock().unwrap_or_else(PoisonError::into_inner).push(UnixMillis::now());
         let play = self.script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        match play.unwrap_or(Play::Answer) {
-            Play::Answer => {
+        let play = play.unwrap_or(Play::Answer);
+        if let Play::Wait = play {
+            self.gate.notified().await;
+        }
+        match play {
+            Play::Answer | Play::Wait => {
                 let usage = Usage { input_tokens: Some(10), output_tokens: Some(5) };
                 Ok(Completion { output: "Bonjour".into(), usage, ..Completion::default() })
             }
@@ -76,19 +90,17 @@ struct Rig {
 
 impl Rig {
     async fn new(slots: usize) -> Self {
-        let (memory, queue) = (MemoryLedger::open().await, Arc::new(FaultyQueue::new(LEASE)));
+        Self::with_lease(slots, LEASE).await
+    }
+
+    async fn with_lease(slots: usize, lease: Duration) -> Self {
+        let (memory, queue) = (MemoryLedger::open().await, Arc::new(FaultyQueue::new(lease)));
         let provider = Arc::new(Scripted::default());
         let retry = RetryPolicy { base: Duration::from_millis(1), ..RetryPolicy::default() };
         let settings = PoolSettings { slots, retry, providers: Vec::new() };
         let mut shared = Shared::new(memory.ledger.clone(), queue.clone(), &settings).unwrap();
-        let upstream = Upstream { provider: provider.clone(), shaper: Shaper::new(None) };
-        shared.providers.insert("one".into(), upstream);
-        shared.scopes.push(ScopeLimits {
-            scope: "one".into(),
-            max_concurrency: None,
-            requests_per_minute: None,
-            tokens_per_minute: None,
-        });
+        shared.providers.insert("one".into(), provider.clone());
+        shared.scopes.push(ScopeLimits::unlimited("one"));
         Self { memory, queue, provider, shared }
     }
 

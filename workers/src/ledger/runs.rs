@@ -186,6 +186,7 @@ pub(super) struct Row {
     input_tokens: Option<i64>,
     output_tokens: Option<i64>,
     cost_nano_usd: Option<i64>,
+    requeued_from: Option<Uuid>,
 }
 
 impl Row {
@@ -211,6 +212,7 @@ impl Row {
                 output_tokens: self.output_tokens.map(super::unsigned),
             },
             cost_nano_usd: self.cost_nano_usd,
+            requeued_from: self.requeued_from.map(RunId),
             prompt_name: self.prompt_name,
             model: self.model,
             output: self.output,
@@ -262,7 +264,7 @@ fn failure(code: Option<String>, message: Option<String>, retryable: Option<bool
 fn output_not_kept() -> Failure {
     Failure {
         code: "output_not_kept".to_owned(),
-        message: "The run succeeded, but its output was lost on the way, and outputs are not stored.".to_owned(),
+        message: "The run succeeded, but its output was lost on the way, and outputs are not stored".to_owned(),
         retryable: true,
     }
 }

@@ -4,7 +4,7 @@
 //! changed. This file gives it a clock, wakes whoever waits for work, and carries endings and cancellations to their
 //! receivers after the lock is released; the lock is never held across an await. Jobs are shared and never serialised.
 //!
-//! Nothing here survives the process. A new queue answers [`Queue::was_reset`] with yes, once, and the reconciler restores the
+//! Nothing here survives the process. A new queue answers [`Queue::was_reset`] with yes, and the reconciler restores the
 //! unfinished runs from the ledger, with their last fences, so that those of the next boot are higher.
 
 mod admission;
@@ -16,6 +16,7 @@ mod leases;
 mod limits;
 mod line;
 mod log;
+mod memory;
 mod minute;
 #[cfg(test)]
 mod property;
@@ -43,7 +44,7 @@ use self::{
     state::{Pending, State},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, LEASE, Queue, QueueStats, Recalled, Release,
+    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, Queue, QueueStats, Recalled, Release,
     Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
 };
 use crate::{
@@ -217,8 +218,13 @@ impl Queue for EmbeddedQueue {
         Ok(())
     }
 
-    async fn was_reset(&self) -> Result<bool, Unreachable> {
-        Ok(self.step(|state, _| state.was_reset()))
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
+        Ok(self.step(|state, now| state.memory.due(self.lease, now.at)))
+    }
+
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
+        self.step(|state, _| state.memory.restored(epoch));
+        Ok(())
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

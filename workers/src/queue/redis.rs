@@ -23,7 +23,8 @@
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
 //! they block on it. `reply:<front door>` is a stream of endings and events, read and trimmed by that front door alone. `cancel` is the channel on
-//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `forgot` says since when, for a minute:
+//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
+//! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
 //!
 //! # Time
@@ -36,6 +37,7 @@
 //! forward, leases and deadlines pass early and minutes are forgotten; set back, they last longer by as much.
 
 mod cancellations;
+mod claim;
 mod clock;
 mod connect;
 mod replies;
@@ -60,17 +62,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::connect::ConnectError;
-use self::{
-    clock::Clock,
-    connect::Connections,
-    scripts::Invocation,
-    wake::Waiters,
-    wire::{Read, Row},
-};
+use self::{clock::Clock, connect::Connections, scripts::Invocation, wake::Waiters};
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats, MAX_LOSSES,
-    Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
-    ending_in_queue,
+    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats,
+    MAX_LOSSES, Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission,
+    Unreachable, ending_in_queue,
 };
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WorkerId},
@@ -86,8 +82,6 @@ const RESTORE_BATCH: usize = 100;
 const RESTORE_BYTES: usize = 1 << 20;
 /// How long a tombstone stays.
 const TOMBSTONE: Duration = Duration::from_secs(60);
-/// How long a run that this process cannot read is left for a process that can.
-const FOREIGN_AFTER: Duration = Duration::from_secs(5);
 /// A cancellation meets a run that is claimed and handed back all the time this often, at most.
 const CANCEL_TRIES: usize = 100;
 
@@ -147,22 +141,6 @@ impl RedisQueue {
         format!("{}:{name}", self.tag)
     }
 
-    /// Reads claims. One that this process cannot read is put back for another one, and does not hold the rest up.
-    async fn claims(&self, rows: Vec<Row>) -> Result<Vec<Claim>, Unreachable> {
-        let mut claims = Vec::with_capacity(rows.len());
-        for row in rows {
-            match wire::claim(row)? {
-                Read::Claim(claim) => claims.push(*claim),
-                Read::Foreign { run, fence } => {
-                    tracing::warn!(%run, "a queued run was written by another version; it is left to a worker of that version");
-                    // Should this fail, its lease runs out and the reaper finds it.
-                    let _ = self.give_back(run, fence, FOREIGN_AFTER, None, "uncounted").await;
-                }
-            }
-        }
-        Ok(claims)
-    }
-
     async fn give_back(
         &self,
         run: RunId,
@@ -208,34 +186,7 @@ impl Queue for RedisQueue {
     }
 
     async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
-        self.waiters.remember(worker, scopes);
-        let mut claimed = Claimed::default();
-        loop {
-            let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
-            let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
-            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed)));
-            for limits in scopes {
-                step = step
-                    .arg(&limits.scope)
-                    .arg(optional(limits.max_concurrency))
-                    .arg(optional(limits.requests_per_minute))
-                    .arg(optional(limits.tokens_per_minute));
-            }
-            let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
-            let (next, rows) = match answer {
-                Ok(answer) => answer,
-                // What was claimed before is ours and must not be lost over this.
-                Err(_) if !claimed.claims.is_empty() => return Ok(claimed),
-                Err(error) => return Err(error),
-            };
-            claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
-            // It stopped at the size of a batch, in runs or in bytes; there is more.
-            let more = next == 0 && !rows.is_empty();
-            claimed.claims.extend(self.claims(rows).await?);
-            if !more || claimed.claims.len() >= free {
-                return Ok(claimed);
-            }
-        }
+        self.claim_in_batches(worker, free, scopes).await
     }
 
     async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
@@ -277,7 +228,7 @@ impl Queue for RedisQueue {
             .step(&scripts::STASH)
             .arg(ending.run.to_string())
             .arg(ending.fence.0)
-            .arg(optional(ending.usage().total()))
+            .arg(wire::optional(ending.usage().total()))
             .arg(millis(self.lease))
             .arg(millis(TOMBSTONE))
             .arg(ending.encode());
@@ -386,12 +337,16 @@ impl Queue for RedisQueue {
         Ok(())
     }
 
-    async fn was_reset(&self) -> Result<bool, Unreachable> {
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
         let knew = u8::from(self.knew.load(Ordering::Relaxed));
-        let step = self.step(&scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew);
-        let was_reset: bool = self.run(step).await?;
+        let step = self.step(&scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew).arg(millis(self.lease));
+        let epoch: Option<Vec<u8>> = self.run(step).await?;
         self.knew.store(true, Ordering::Relaxed);
-        Ok(was_reset)
+        epoch.map(|epoch| wire::parse(&epoch).map(Epoch)).transpose()
+    }
+
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
+        self.run(self.step(&scripts::RESTORED).arg(epoch.0.to_string())).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
@@ -457,11 +412,6 @@ fn with_fences(mut step: Invocation, runs: &[(RunId, Fence)]) -> Invocation {
         step = step.arg(run.to_string()).arg(fence.0);
     }
     step
-}
-
-/// A limit as the scripts take it: empty when there is none.
-fn optional(limit: Option<impl ToString>) -> String {
-    limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
 fn millis(duration: Duration) -> u64 {

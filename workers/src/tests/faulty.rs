@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Claimed, Followed, Held, Queue, QueueStats, Recalled, Release, Renewal,
-        Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
+        Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, Queue, QueueStats, Recalled, Release,
+        Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
         embedded::{EmbeddedQueue, EmbeddedSettings},
     },
 };
@@ -38,6 +38,8 @@ pub enum Loss {
     Question,
     /// The answer: the step was done, and nobody was told.
     Answer,
+    /// Whoever takes the step: it panics.
+    Asker,
 }
 
 pub struct FaultyQueue {
@@ -70,8 +72,10 @@ impl FaultyQueue {
         match loss {
             None => work.await,
             Some(loss) => {
-                if loss == Loss::Answer {
-                    work.await?;
+                match loss {
+                    Loss::Question => {}
+                    Loss::Answer => drop(work.await?),
+                    Loss::Asker => panic!("{step:?} was told to panic"),
                 }
                 Err(Unreachable(format!("{step:?} was told to fail").into()))
             }
@@ -149,8 +153,12 @@ impl Queue for FaultyQueue {
         self.inner.restore(runs).await
     }
 
-    async fn was_reset(&self) -> Result<bool, Unreachable> {
+    async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
         self.inner.was_reset().await
+    }
+
+    async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
+        self.inner.restored(epoch).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

@@ -2,9 +2,12 @@
 
 use super::*;
 use crate::{
-    executor::call::{Done, Stop, StopReason, execute, settle},
+    executor::{
+        call::{Done, execute, settle},
+        stop::{Stop, StopReason},
+    },
     job::{AttemptOutcome, Ending, Outcome, RunState},
-    queue::{LostCall, Work},
+    queue::{LogMark, LostCall, Work},
     tests::{Loss, Step},
 };
 
@@ -111,6 +114,35 @@ async fn a_call_whose_lease_is_lost_stays_visible() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_there_is_not_lost_to_whoever_stops_the_call() {
+    for reason in [StopReason::Cancelled, StopReason::LeaseLost, StopReason::Drain] {
+        let rig = Rig::new(1).await;
+        rig.provider.play(&[Play::Wait]);
+        rig.submit(job()).await;
+        let (claim, stop) = (rig.claim().await, Stop::default());
+        let both_at_once = async {
+            eventually("the call", async || (rig.provider.calls() > 0).then_some(())).await;
+            stop.stop(reason);
+            rig.provider.gate.notify_one();
+        };
+        let (done, ()) = tokio::join!(execute(&rig.shared, &claim, &stop), both_at_once);
+        assert_eq!(recorded(done).outcome.state(), RunState::Succeeded, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_stopped_before_its_call_is_not_called() {
+    for reason in [StopReason::Cancelled, StopReason::LeaseLost, StopReason::Drain] {
+        let rig = Rig::new(1).await;
+        rig.submit(job()).await;
+        let (claim, stop) = (rig.claim().await, Stop::default());
+        stop.stop(reason);
+        execute(&rig.shared, &claim, &stop).await;
+        assert_eq!(rig.provider.calls(), 0, "{reason:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_late_ending_is_discarded_and_its_usage_recorded() {
     let rig = Rig::new(1).await;
     let job = rig.submit(job()).await;
@@ -166,11 +198,32 @@ async fn a_lost_call_is_recorded_and_made_again() {
 }
 
 #[tokio::test]
+async fn a_lost_call_stays_visible_on_a_run_that_was_cancelled_or_expired() {
+    for (end, state) in [(Work::Cancel as fn(_) -> _, RunState::Cancelled), (Work::Expire, RunState::Expired)] {
+        let rig = Rig::new(1).await;
+        let job = rig.submit(job()).await;
+        let claim = rig.claim().await;
+        let Work::Lost(call) = lost(&rig, &claim).work else { panic!("it is lost") };
+        let claim = Claim { work: end(Some(call)), attempt: 2, ..claim };
+        let ending = recorded(settle(&rig.shared, &claim).await);
+        assert_eq!((ending.outcome.state(), ending.started_at), (state, Some(claim.started_at)));
+        record(&rig, &job, ending).await;
+        assert_eq!(outcomes(&rig.attempts(&job).await), [(1, AttemptOutcome::WorkerLost)]);
+    }
+}
+
+#[tokio::test]
 async fn a_lost_stream_fails_and_is_not_billed_again() {
     let rig = Rig::new(1).await;
     rig.submit(Job { stream: true, ..job() }).await;
     let claim = rig.claim().await;
-    let ending = recorded(settle(&rig.shared, &lost(&rig, &claim)).await);
+    let before = LogMark { next: 3, streamed: false };
+    assert_eq!(claim.log, Some(before));
+    let silent = lost(&rig, &claim);
+    assert!(matches!(settle(&rig.shared, &silent).await, Done::Gone), "nobody was told anything yet");
+    let claim = rig.claim().await;
+    let spoke = Claim { log: Some(LogMark { streamed: true, ..before }), ..lost(&rig, &claim) };
+    let ending = recorded(settle(&rig.shared, &spoke).await);
     let Outcome::Failed(failure) = &ending.outcome else { panic!("{ending:?}") };
     assert_eq!(failure.code, "worker_lost");
     assert_eq!(ending.attempt.map(|attempt| attempt.outcome), Some(AttemptOutcome::WorkerLost));

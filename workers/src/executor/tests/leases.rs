@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     executor::{
-        call::{Stop, StopReason},
         pool::{Cancel, Lease, Leased},
+        stop::{Stop, StopReason},
     },
     job::{Fence, RunId},
     queue::self_abort_of,

@@ -13,9 +13,8 @@ struct Running {
 }
 
 impl Running {
-    async fn start(slots: usize, runtime: &Arc<Runtime>) -> Self {
-        let mut rig = Rig::new(slots).await;
-        let same = Rig::new(slots).await.shared;
+    async fn start(mut rig: Rig, runtime: &Arc<Runtime>) -> Self {
+        let same = Rig::new(rig.shared.slots).await.shared;
         let shared = std::mem::replace(&mut rig.shared, same);
         let pool = ExecutorPool::start_with(runtime.clone(), shared).await.unwrap();
         Self { rig, pool }
@@ -37,7 +36,7 @@ impl Running {
 
 fn test(slots: usize, case: impl AsyncFnOnce(Running)) {
     let runtime = Arc::new(Runtime::new().unwrap());
-    runtime.block_on(async { case(Running::start(slots, &runtime).await).await });
+    runtime.block_on(async { case(Running::start(Rig::new(slots).await, &runtime).await).await });
 }
 
 #[test]
@@ -49,6 +48,34 @@ fn a_panic_ends_its_run_and_no_other_and_frees_its_slot() {
         let next = running.rig.submit(job()).await;
         assert_eq!(running.ended(&next).await, RunState::Succeeded);
         running.nothing_is_leased().await;
+    });
+}
+
+#[test]
+fn a_call_leaves_when_it_is_counted() {
+    let runtime = Arc::new(Runtime::new().unwrap());
+    runtime.block_on(async {
+        // Three calls a second: without a pace in the claim the last of these would be counted two seconds before it leaves.
+        let mut rig = Rig::new(8).await;
+        rig.shared.scopes[0].requests_per_minute = Some(30);
+        let running = Running::start(rig, &runtime).await;
+        let mut jobs = Vec::new();
+        for _ in 0..8 {
+            jobs.push(running.rig.submit(job()).await);
+        }
+        let mut counted = Vec::new();
+        for job in &jobs {
+            running.ended(job).await;
+            let run = running.rig.memory.ledger.find(job.account, job.id).await.unwrap().unwrap();
+            counted.push(run.started_at.expect("it was claimed"));
+        }
+        counted.sort_unstable();
+        let came = running.rig.provider.came.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert_eq!(came.len(), 8);
+        assert!(came[7].since(came[0]) >= 1_500, "the calls are spread: {came:?}");
+        for (counted, came) in counted.iter().zip(&came) {
+            assert!(came.since(*counted) < 1_000, "counted at {counted:?}, came at {came:?}");
+        }
     });
 }
 
@@ -121,5 +148,25 @@ fn a_pool_goes_on_when_the_queue_is_back() {
         tokio::time::sleep(Duration::from_millis(600)).await;
         running.rig.queue.heal();
         assert_eq!(running.ended(&job).await, RunState::Succeeded);
+    });
+}
+
+#[test]
+fn a_run_whose_executor_is_dead_goes_to_another_one() {
+    let runtime = Arc::new(Runtime::new().unwrap());
+    runtime.block_on(async {
+        let running = Running::start(Rig::with_lease(2, Duration::from_millis(900)).await, &runtime).await;
+        let health = running.pool.health();
+        assert!(health.is_whole());
+        // A panic in a run ends the run; one more while that is written down ends its executor.
+        running.rig.provider.play(&[Play::Panic]);
+        running.rig.queue.fail(&[Step::Stash], Loss::Asker);
+        let job = running.rig.submit(job()).await;
+        eventually("a dead executor", async || (!health.is_whole()).then_some(())).await;
+        running.rig.queue.heal();
+        assert_eq!(running.ended(&job).await, RunState::Succeeded);
+        running.nothing_is_leased().await;
+        assert_eq!(running.rig.provider.calls(), 2);
+        assert_eq!(running.pool.drain(Duration::from_secs(1)).await, 0);
     });
 }

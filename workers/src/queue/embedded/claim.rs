@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     job::{Event, RunId, WorkerId},
-    queue::{Claim, Claimed, ScopeLimits},
+    queue::{Claim, Claimed, ScopeLimits, Work},
 };
 
 impl State {
@@ -18,11 +18,17 @@ impl State {
     pub(super) fn claim(&mut self, worker: WorkerId, free: usize, scopes: &[ScopeLimits], now: Now) -> Claimed {
         let mut claims = Vec::new();
         let mut next = self.waiting.first_due().map_or(Fit::Never, |(due, _)| Fit::At(due));
-        let mut open = scopes.iter().collect::<Vec<_>>();
+        let mut open = scopes.to_vec();
         while claims.len() < free && !self.paused {
-            let Some((index, limits, turn)) = self.choose(&open, now) else { break };
+            let Some((index, turn)) = self.choose(&open, now) else { break };
+            let Some(limits) = open.get_mut(index) else { break };
             match self.take(worker, limits, turn, now) {
-                Ok(claim) => claims.push(claim),
+                Ok(claim) => {
+                    if let (Work::Call, Some(at_once)) = (&claim.work, &mut limits.at_once) {
+                        at_once.calls = at_once.calls.saturating_sub(1);
+                    }
+                    claims.push(claim);
+                }
                 Err(fit) => {
                     next = next.min(fit);
                     open.swap_remove(index);
@@ -38,7 +44,7 @@ impl State {
     }
 
     /// The lane and the scope that are next among the open ones.
-    fn choose<'a>(&self, open: &[&'a ScopeLimits], now: Now) -> Option<(usize, &'a ScopeLimits, Turn)> {
+    fn choose(&self, open: &[ScopeLimits], now: Now) -> Option<(usize, Turn)> {
         let waits = PerLane::from_fn(|lane| {
             let oldest = open.iter().filter_map(|limits| self.waiting.line(&limits.scope, lane)?.oldest()).min()?;
             Some(now.at.saturating_duration_since(oldest))
@@ -48,13 +54,13 @@ impl State {
             let line = self.waiting.line(&limits.scope, turn.lane)?;
             Some((line.oldest()?, line.served))
         };
-        let candidates = open.iter().enumerate().filter_map(|(index, limits)| Some((index, *limits, line(limits)?)));
-        let (index, limits, _) = if turn.aged {
-            candidates.min_by_key(|&(_, _, (oldest, _))| oldest)?
+        let candidates = open.iter().enumerate().filter_map(|(index, limits)| Some((index, line(limits)?)));
+        let (index, _) = if turn.aged {
+            candidates.min_by_key(|&(_, (oldest, _))| oldest)?
         } else {
-            candidates.min_by_key(|&(_, _, (_, served))| served)?
+            candidates.min_by_key(|&(_, (_, served))| served)?
         };
-        Some((index, limits, turn))
+        Some((index, turn))
     }
 
     /// Leases the first run of a line, or says when it could go.
@@ -78,7 +84,7 @@ impl State {
             line.charge(run.job.account, run.cost());
         }
         let since = self.waiting.remove(run).unwrap_or(now.at);
-        self.leases.grant(run, Some(worker), if call { Task::Call } else { Task::Expire }, since, now);
+        self.leases.grant(run, Some(worker), if call { Task::Call } else { Task::Expire(None) }, since, now);
         if let Some(lease) = run.lease_mut() {
             lease.charge = charge;
         }

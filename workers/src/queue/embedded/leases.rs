@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::run::{Lease, Now, Place, Run, Task, far, millis};
 use crate::{
-    job::{Fence, Outcome, RunId, WorkerId},
+    job::{Fence, RunId, WorkerId},
     queue::LostCall,
 };
 
@@ -99,18 +99,24 @@ impl Leases {
         let (id, attempt) = (run.id(), run.attempts);
         let Place::Leased(lease) = &mut run.place else { return };
         self.renew(id, lease, expires);
-        let task = match (&lease.task, &lease.ending, &lease.asked) {
-            (_, Some(_), _) => Task::Record,
-            (_, None, Some(Outcome::Expired)) => Task::Expire,
-            (_, None, Some(_)) => Task::Cancel,
-            (Task::Call, None, None) => {
+        let lost = match &lease.task {
+            _ if lease.ending.is_some() => None,
+            Task::Call => {
                 run.losses = run.losses.saturating_add(1);
                 // Only a worker makes calls.
                 let owner = lease.worker.unwrap_or(worker);
-                Task::Lost(LostCall { worker: owner, fence: lease.fence, attempt, started_at: lease.taken_at })
+                Some(LostCall { worker: owner, fence: lease.fence, attempt, started_at: lease.taken_at })
             }
-            // A reaper was lost before it had dealt with it: the same again.
-            (task, None, None) => task.clone(),
+            // A reaper was lost before it had dealt with it.
+            Task::Lost(call) => Some(call.clone()),
+            Task::Expire(lost) | Task::Cancel(lost) => lost.clone(),
+            Task::Record => None,
+        };
+        let task = match (&lease.ending, &lease.asked, lost) {
+            (Some(_), _, _) => Task::Record,
+            (None, Some(outcome), lost) => Task::end_as(outcome, lost),
+            (None, None, Some(call)) if matches!(lease.task, Task::Call) => Task::Lost(call),
+            (None, None, _) => lease.task.clone(),
         };
         lease.task = task;
         lease.worker = Some(worker);
@@ -119,11 +125,15 @@ impl Leases {
         lease.charge = None;
     }
 
-    /// Leaves a run to the next reaper, out of reach of whoever had it.
+    /// Leaves a run that was given back to the next reaper, out of reach of whoever had it. When its call has been dealt with, only the end is
+    /// left that somebody asked for.
     pub(super) fn orphan(&mut self, run: RunId, lease: &mut Lease, now: Now) {
         self.renew(run, lease, now.at);
         lease.fence = self.fence(now);
         lease.worker = None;
+        if let (Task::Call | Task::Expire(_), Some(outcome)) = (&lease.task, &lease.asked) {
+            lease.task = Task::end_as(outcome, None);
+        }
     }
 
     #[cfg(test)]

@@ -34,7 +34,11 @@ impl Scope {
         let slot = limits.max_concurrency.map_or(Fit::Now, |limit| self.fits_slot(limit));
         let request = limits.requests_per_minute.map_or(Fit::Now, |limit| self.calls.fits_count(limit));
         let tokens = limits.tokens_per_minute.map_or(Fit::Now, |limit| self.calls.fits_sum(tokens, limit));
-        pause.max(slot).max(request).max(tokens)
+        let at_once = match limits.at_once {
+            Some(at_once) if at_once.calls == 0 => Fit::At(far(now, at_once.next)),
+            _ => Fit::Now,
+        };
+        pause.max(slot).max(request).max(tokens).max(at_once)
     }
 
     /// Takes a slot until `expires`, a request and its tokens.

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Claimed, Held, LEASE, QueueStats, Recalled, Release, Renewal, Restored,
-        ScopeLimits, Sighting, Submission,
+        Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Held, LEASE, QueueStats, Recalled, Release, Renewal,
+        Restored, ScopeLimits, Sighting, Submission,
         property::{self, Driver, Ways, wall},
     },
 };
@@ -110,8 +110,12 @@ impl Driver for Embedded {
         self.state.restore(runs, self.now);
     }
 
-    fn was_reset(&mut self) -> bool {
-        self.state.was_reset()
+    fn was_reset(&mut self) -> Option<Epoch> {
+        self.state.memory.due(LEASE, self.now.at)
+    }
+
+    fn restored(&mut self, epoch: Epoch) {
+        self.state.memory.restored(epoch);
     }
 
     fn locate(&mut self, run: RunId) -> Option<Sighting> {

@@ -105,11 +105,21 @@ pub(super) struct Lease {
 #[derive(Clone, Debug)]
 pub(super) enum Task {
     Call,
-    Expire,
-    Cancel,
+    Expire(Option<LostCall>),
+    Cancel(Option<LostCall>),
     Record,
     /// Deal with a call whose worker was lost.
     Lost(LostCall),
+}
+
+impl Task {
+    /// Ends the run as somebody asked, with the call that was lost before.
+    pub(super) fn end_as(outcome: &Outcome, lost: Option<LostCall>) -> Self {
+        match outcome {
+            Outcome::Expired => Task::Expire(lost),
+            _ => Task::Cancel(lost),
+        }
+    }
 }
 
 impl Run {
@@ -147,8 +157,8 @@ impl Run {
         let lease = self.lease()?;
         let (attempt, work) = match &lease.task {
             Task::Call => (self.attempts, Work::Call),
-            Task::Expire => (self.next_attempt(), Work::Expire),
-            Task::Cancel => (self.next_attempt(), Work::Cancel),
+            Task::Expire(lost) => (self.next_attempt(), Work::Expire(lost.clone())),
+            Task::Cancel(lost) => (self.next_attempt(), Work::Cancel(lost.clone())),
             Task::Record => (self.attempts.max(1), Work::Record(lease.ending.clone()?)),
             Task::Lost(call) if self.losses > MAX_LOSSES => (self.next_attempt(), Work::Poison(call.clone())),
             Task::Lost(call) => (self.next_attempt(), Work::Lost(call.clone())),

@@ -11,6 +11,7 @@ use super::{
     limits::Scope,
     line::End,
     log::{KeptLogs, Log, Outbox},
+    memory::Memory,
     run::{Now, Place, Run, Task, far, millis, weight},
     waiting::Waiting,
 };
@@ -39,9 +40,9 @@ pub(super) struct State {
     pub(super) logs: KeptLogs,
     /// What is to be sent when the step is done.
     pub(super) outbox: Outbox,
+    pub(super) memory: Memory,
     rates: Rates,
     pub(super) tombstones: Tombstones,
-    fresh: bool,
     /// Grows with every change that may let a worker claim something.
     changes: u64,
     /// For each worker that found less than it could take: the changes it had seen. There is one worker a process.
@@ -72,7 +73,7 @@ impl State {
             outbox: Outbox::new(),
             rates: Rates::default(),
             tombstones: Tombstones::default(),
-            fresh: true,
+            memory: Memory::default(),
             changes: 0,
             drained: HashMap::new(),
         }
@@ -237,7 +238,7 @@ impl State {
         self.changes += 1;
         let limited = matches!((&how, &lease.task), (Release::Limited { .. }, Task::Call));
         let uncounted = how == Release::HandBack && matches!(lease.task, Task::Call);
-        let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire);
+        let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire(_));
         let (first, since) = (lease.first, lease.ready_since);
         if lease.asked.is_some() || unfinished {
             // What is left to do is no call, and reapers hand that out.
@@ -287,7 +288,7 @@ impl State {
                 claims.extend(run.claim());
             } else if let Some(run) = self.waiting.expired(now).and_then(|id| self.runs.get_mut(&id)) {
                 let since = self.waiting.remove(run).unwrap_or(now.at);
-                self.leases.grant(run, Some(worker), Task::Expire, since, now);
+                self.leases.grant(run, Some(worker), Task::Expire(None), since, now);
                 claims.extend(run.claim());
             } else {
                 break;
@@ -333,10 +334,6 @@ impl State {
         for run in runs {
             self.add(run.clone(), None, now);
         }
-    }
-
-    pub(super) fn was_reset(&mut self) -> bool {
-        std::mem::take(&mut self.fresh)
     }
 
     pub(super) fn locate(&self, id: RunId) -> Option<Sighting> {

@@ -3,7 +3,7 @@
 use crate::{
     job::{Ending, Fence, Job, Outcome, RunId, UnixMillis, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Claimed, Held, QueueStats, Recalled, Release, Renewal, Restored,
+        Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Held, QueueStats, Recalled, Release, Renewal, Restored,
         ScopeLimits, Sighting, Submission,
     },
 };
@@ -37,7 +37,8 @@ pub(in crate::queue) trait Driver {
     fn set_paused(&mut self, paused: bool);
     fn missing(&mut self, runs: &[RunId]) -> Vec<RunId>;
     fn restore(&mut self, runs: &[Restored]);
-    fn was_reset(&mut self) -> bool;
+    fn was_reset(&mut self) -> Option<Epoch>;
+    fn restored(&mut self, epoch: Epoch);
     fn locate(&mut self, run: RunId) -> Option<Sighting>;
     fn recall(&mut self, run: RunId) -> Option<Recalled>;
     fn stats(&mut self) -> QueueStats;

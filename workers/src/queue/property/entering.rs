@@ -109,7 +109,8 @@ impl<D: Driver> World<D> {
 
     /// What the queue does not know and the ledger has as unfinished is restored, with the attempts that the ledger has.
     pub fn reconcile(&mut self) {
-        assert_eq!(self.queue.was_reset(), self.fresh, "a loss is told once");
+        let epoch = self.queue.was_reset();
+        assert_eq!(epoch.is_some(), self.fresh, "a loss is told once");
         self.fresh = false;
         let unfinished =
             self.order.iter().copied().filter(|id| self.runs[id].life != Life::Finished).collect::<Vec<_>>();
@@ -124,6 +125,9 @@ impl<D: Driver> World<D> {
             }
         });
         self.queue.restore(&restored.collect::<Vec<_>>());
+        if let Some(epoch) = epoch {
+            self.queue.restored(epoch);
+        }
         for id in missing {
             let known = self.runs.get_mut(&id).unwrap();
             assert_eq!(known.life, Life::Forgotten);

@@ -43,11 +43,11 @@ impl<D: Driver> World<D> {
                 known.called = Some((self.workers[worker], fence));
                 Kind::Call
             }
-            (Work::Expire, None) => {
+            (Work::Expire(_), None) => {
                 assert!(known.deadline <= now, "it has not expired");
                 Kind::Other
             }
-            (Work::Expire, Some(Outcome::Expired)) | (Work::Cancel, Some(Outcome::Cancelled)) => Kind::Other,
+            (Work::Expire(_), Some(Outcome::Expired)) | (Work::Cancel(_), Some(Outcome::Cancelled)) => Kind::Other,
             (work, asked) => panic!("{work:?} for a run that waits, and is asked to end as {asked:?}"),
         };
         known.life = Life::Owned { fence: Some(fence), expires, work, asked };
@@ -86,15 +86,17 @@ impl<D: Driver> World<D> {
         let known = self.runs.get_mut(&claim.job.id).unwrap();
         let owned = |work, asked| Life::Owned { fence: Some(fence), expires: lease, work, asked };
         known.life = match (known.life.clone(), &claim.work) {
-            (Life::Waiting { asked: None, .. }, Work::Expire) => {
+            (Life::Waiting { asked: None, .. }, Work::Expire(_)) => {
                 assert!(known.deadline <= now);
                 owned(Kind::Other, None)
             }
-            (Life::Waiting { asked: asked @ Some(Outcome::Cancelled), .. }, Work::Cancel)
-            | (Life::Waiting { asked: asked @ Some(Outcome::Expired), .. }, Work::Expire) => owned(Kind::Other, asked),
-            (Life::Owned { expires, asked: asked @ Some(Outcome::Cancelled), .. }, Work::Cancel)
-            | (Life::Owned { expires, asked: asked @ Some(Outcome::Expired), .. }, Work::Expire)
-            | (Life::Owned { expires, work: Kind::Other, asked: asked @ None, .. }, Work::Expire) => {
+            (Life::Waiting { asked: asked @ Some(Outcome::Cancelled), .. }, Work::Cancel(_))
+            | (Life::Waiting { asked: asked @ Some(Outcome::Expired), .. }, Work::Expire(_)) => {
+                owned(Kind::Other, asked)
+            }
+            (Life::Owned { expires, asked: asked @ Some(Outcome::Cancelled), .. }, Work::Cancel(_))
+            | (Life::Owned { expires, asked: asked @ Some(Outcome::Expired), .. }, Work::Expire(_))
+            | (Life::Owned { expires, work: Kind::Other, asked: asked @ None, .. }, Work::Expire(_)) => {
                 assert!(expires <= now);
                 owned(Kind::Other, asked)
             }

@@ -27,6 +27,7 @@ pub(super) fn limits() -> Vec<ScopeLimits> {
         max_concurrency: Some(slots),
         requests_per_minute: requests,
         tokens_per_minute: tokens,
+        at_once: None,
     };
     vec![scope(SCOPES[0], 2, Some(5), Some(12)), scope(SCOPES[1], 4, None, None)]
 }
@@ -130,7 +131,8 @@ pub(super) struct World<D> {
 impl<D: Driver> World<D> {
     pub fn new(mut queue: D) -> Self {
         queue.set_clock(0);
-        assert!(queue.was_reset(), "it is new");
+        let epoch = queue.was_reset().expect("it is new");
+        queue.restored(epoch);
         let id = |number| Uuid::from_u128(number);
         Self {
             queue,

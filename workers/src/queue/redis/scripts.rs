@@ -49,6 +49,7 @@ script!(PAUSE_SCOPE, " flags=allow-oom", "pause_scope.lua");
 script!(SET_PAUSED, " flags=allow-oom", "set_paused.lua");
 script!(IDLE, " flags=allow-oom", "idle.lua");
 script!(WAS_RESET, " flags=allow-oom", "loss.lua", "was_reset.lua");
+script!(RESTORED, " flags=allow-oom", "restored.lua");
 script!(STATS, " flags=allow-oom", "stats.lua");
 
 /// One run of a script, with its arguments.

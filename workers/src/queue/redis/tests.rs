@@ -28,7 +28,7 @@ fn target(provider: &str) -> Target {
 }
 
 fn unlimited(scope: &str) -> ScopeLimits {
-    ScopeLimits { scope: scope.into(), max_concurrency: None, requests_per_minute: None, tokens_per_minute: None }
+    ScopeLimits::unlimited(scope)
 }
 
 fn scopes() -> Vec<ScopeLimits> {

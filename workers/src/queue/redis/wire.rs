@@ -7,7 +7,7 @@ use redis::{FromRedisValue, Value};
 use super::{connect::unreachable, scripts::Invocation};
 use crate::{
     job::{Ending, Event, Fence, FrontDoorId, Job, Logged, RunId, UnixMillis, WorkerId},
-    queue::{Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, Unreachable, Work},
+    queue::{Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, ScopeLimits, Unreachable, Work},
 };
 
 /// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
@@ -64,6 +64,27 @@ pub(super) fn admission(mut invocation: Invocation, admission: &Admission) -> In
         invocation = invocation.arg(format!("{}:{}", rule.name, rule.subject)).arg(rule.per_minute);
     }
     invocation
+}
+
+/// Adds the limits of a scope, as `claim.lua` takes them. What the same claim got before has left already.
+pub(super) fn limits(invocation: Invocation, limits: &ScopeLimits, before: &[Claim]) -> Invocation {
+    let left = limits.at_once.map(|at_once| {
+        let called = |claim: &&Claim| claim.work == Work::Call && claim.scope() == Some(limits.scope.as_str());
+        u64::from(at_once.calls).saturating_sub(before.iter().filter(called).count() as u64)
+    });
+    invocation
+        .arg(&limits.scope)
+        .arg(optional(limits.max_concurrency))
+        .arg(optional(limits.requests_per_minute))
+        .arg(optional(limits.tokens_per_minute))
+        .arg(optional(left))
+        // Rounded up: who comes back too early has to come back again.
+        .arg(optional(limits.at_once.map(|at_once| super::millis(at_once.next).saturating_add(1))))
+}
+
+/// A limit as the scripts take it: empty when there is none.
+pub(super) fn optional(limit: Option<impl ToString>) -> String {
+    limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
 /// Reads the answer of `admission.lua`.
@@ -123,8 +144,8 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
     let Ok(job) = Job::decode(&job) else { return Ok(Read::Foreign { run, fence }) };
     let work = match work.as_slice() {
         b"call" => Work::Call,
-        b"expire" => Work::Expire,
-        b"cancel" => Work::Cancel,
+        b"expire" => Work::Expire(lost_before(&lost)?),
+        b"cancel" => Work::Cancel(lost_before(&lost)?),
         b"lost" => Work::Lost(lost_call(&lost)?),
         b"poison" => Work::Poison(lost_call(&lost)?),
         b"record" => match Ending::decode(&ending) {
@@ -167,6 +188,11 @@ pub(super) fn followed(answer: &[Vec<u8>], after: u64) -> Result<Followed, Unrea
     }
     let logged = |(seq, event): (u64, &Vec<u8>)| Logged { seq, event: Event::decode(event).unwrap_or(Event::Skipped) };
     Ok(Followed::Log { events: (after + 1..).zip(events).map(logged).collect(), length })
+}
+
+/// The fields are empty when no call was lost.
+fn lost_before(fields: &[Vec<u8>; 4]) -> Result<Option<LostCall>, Unreachable> {
+    if fields.iter().all(Vec::is_empty) { Ok(None) } else { lost_call(fields).map(Some) }
 }
 
 fn lost_call([worker, fence, attempt, taken]: &[Vec<u8>; 4]) -> Result<LostCall, Unreachable> {

@@ -1,4 +1,5 @@
--- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, then name, concurrency, requests a minute and tokens a minute of every scope (empty: no limit).
+-- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, then of every scope its
+-- name, concurrency, requests a minute, tokens a minute and calls that may leave at once (empty: no limit), and how long until one more may leave than those.
 -- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
 local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
@@ -10,12 +11,14 @@ local SWEEP = 500
 local IDLE_TTL = 45000
 
 local scopes, named = {}, {}
-for i = 5, #ARGV, 4 do
+for i = 5, #ARGV, 6 do
   local scope = {
     name = ARGV[i],
     max_slots = tonumber(ARGV[i + 1]),
     max_requests = tonumber(ARGV[i + 2]),
     max_tokens = tonumber(ARGV[i + 3]),
+    at_once = tonumber(ARGV[i + 4]),
+    next_call = tonumber(ARGV[i + 5]),
     heads = {},
   }
   scopes[#scopes + 1] = scope
@@ -90,6 +93,7 @@ local function obstacle(scope, head)
   if scope.slots and scope.slots <= 0 then return 'slots' end
   if scope.counted and scope.counted >= scope.max_requests then return 'requests' end
   if scope.spent and scope.spent + need(scope, head) > scope.max_tokens then return 'tokens' end
+  if scope.at_once and scope.at_once <= 0 then return 'pace' end
   return nil
 end
 
@@ -102,6 +106,7 @@ local function opens_at(scope, head)
   end
   if why == 'requests' then return opens(key('requests', scope.name), scope.counted, scope.max_requests) end
   if why == 'tokens' then return tokens_open(scope.name, scope.spent, need(scope, head), scope.max_tokens) end
+  if why == 'pace' then return now + scope.next_call end
   return now + 1000
 end
 
@@ -206,6 +211,7 @@ local function hand_out(head)
     if log then note(id, followers, 's' .. whole(attempt)) end
     redis.call('ZADD', key('slots', scope.name), now + lease, id)
     if scope.slots then scope.slots = scope.slots - 1 end
+    if scope.at_once then scope.at_once = scope.at_once - 1 end
     if scope.counted then
       charge(key('requests', scope.name))
       scope.counted = scope.counted + 1

@@ -36,14 +36,13 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
     free_slot(id, scope)
     if ending then
       work = 'record'
-    elseif cancel then
-      work = ending_work(cancel)
     elseif work == 'call' then
       local owner, attempts, taken = read(id, 'owner', 'attempts', 'taken')
       local losses = redis.call('HINCRBY', key('run', id), 'losses', 1)
       redis.call('HSET', key('run', id), 'lost_worker', owner, 'lost_fence', fence, 'lost_attempt', attempts, 'lost_taken', taken)
       work = losses > allowed and 'poison' or 'lost'
     end
+    if cancel and not ending then work = ending_work(cancel) end
     take_over(id, fence, work, job, ending)
   end
 end

@@ -5,8 +5,8 @@ async fn what_redis_forgot_is_restored_under_higher_fences() {
     let server = Server::start().await;
     let queue = server.queue().await;
     let worker = WorkerId::new();
-    assert!(queue.was_reset().await.unwrap(), "new");
-    assert!(!queue.was_reset().await.unwrap());
+    let before = queue.was_reset().await.unwrap().expect("it is new");
+    assert_eq!(queue.was_reset().await.unwrap(), None);
     let (front_door, stop) = (FrontDoorId::new(), CancellationToken::new());
     let mut replies = queue.replies(front_door, stop.clone()).await.unwrap();
     let (ended, leased, waiting) = (job(), job(), job());
@@ -21,8 +21,13 @@ async fn what_redis_forgot_is_restored_under_higher_fences() {
     assert_eq!(queue.missing(&both).await.unwrap(), both);
     assert_eq!(queue.heartbeat(worker, &[(leased.id, claim.fence)]).await.unwrap(), [Renewal::Lost]);
     assert_eq!(queue.stash(&ending(&end, worker)).await.unwrap(), Held::Unknown);
-    assert!(queue.was_reset().await.unwrap());
-    assert!(!queue.was_reset().await.unwrap());
+    let after = queue.was_reset().await.unwrap().expect("it forgot");
+    assert_ne!(after, before);
+    assert_eq!(queue.was_reset().await.unwrap(), None);
+    // Who restored the memory before this one says nothing about this one.
+    queue.restored(before).await.unwrap();
+    let remembers: bool = server.command(&["EXISTS", &queue.key("unrestored")]).await;
+    assert!(remembers);
     assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)), "its address was forgotten as well");
 
     // What has ended is on its way to the ledger, and does not come back.
@@ -60,7 +65,7 @@ async fn what_was_forgotten_counts_against_the_limits() {
         let limits = ScopeLimits { max_concurrency: slots, requests_per_minute: requests, ..scopes().remove(0) };
         vec![limits]
     };
-    assert!(queue.was_reset().await.unwrap(), "a new queue forgot nothing");
+    assert!(queue.was_reset().await.unwrap().is_some(), "a new queue forgot nothing");
     queue.put(&job).await;
     assert_eq!(queue.claim(worker, 1, &limited(Some(1), None)).await.unwrap().claims.len(), 1);
     server.command::<()>(&["FLUSHALL"]).await;

@@ -153,7 +153,8 @@ async fn the_owner_of_a_run_hears_of_its_cancellation_twice() {
     assert_eq!(queue.heartbeat(worker, &[(job.id, claim.fence)]).await.unwrap(), [Renewal::Cancel]);
     // It is lost before it could end the run.
     let found = queue.reap_some(WorkerId::new()).await.remove(0);
-    assert_eq!(found.work, Work::Cancel);
+    let Work::Cancel(Some(lost)) = found.work else { panic!("{:?}", found.work) };
+    assert_eq!((lost.worker, lost.fence, lost.attempt), (worker, claim.fence, 1));
 }
 
 #[tokio::test]
@@ -166,7 +167,7 @@ async fn a_cancelled_run_that_is_released_is_handed_out_to_be_ended() {
     queue.cancel(claim.job.id, Outcome::Cancelled).await.unwrap();
     let later = Release::Retry { after: Duration::from_secs(60), target: 0 };
     assert_eq!(queue.release(claim.job.id, claim.fence, later).await.unwrap(), Held::Done);
-    assert_eq!(queue.claim_one(worker).await.work, Work::Cancel);
+    assert_eq!(queue.claim_one(worker).await.work, Work::Cancel(None));
 }
 
 #[tokio::test]
@@ -177,7 +178,7 @@ async fn a_missed_deadline_is_found_by_a_claim_and_by_the_reaper() {
     let late = Job { deadline: UnixMillis::now(), ..job() };
     queue.put(&late).await;
     let found = queue.claim_one(worker).await;
-    assert_eq!((found.job.id, found.work), (late.id, Work::Expire));
+    assert_eq!((found.job.id, found.work), (late.id, Work::Expire(None)));
 
     let delayed = Job { deadline: UnixMillis::now().plus(300), ..job() };
     queue.put(&delayed).await;
@@ -186,7 +187,7 @@ async fn a_missed_deadline_is_found_by_a_claim_and_by_the_reaper() {
     queue.release(claim.job.id, claim.fence, later).await.unwrap();
     assert_eq!(queue.stats().await.unwrap().delayed, 1);
     let found = queue.reap_some(worker).await.remove(0);
-    assert_eq!((found.job.id, found.work), (delayed.id, Work::Expire));
+    assert_eq!((found.job.id, found.work), (delayed.id, Work::Expire(None)));
     assert_eq!(queue.stats().await.unwrap().delayed, 0);
 }
 

@@ -119,8 +119,12 @@ impl Driver for Distributed<'_> {
         self.ask(self.queue.restore(runs));
     }
 
-    fn was_reset(&mut self) -> bool {
+    fn was_reset(&mut self) -> Option<Epoch> {
         self.ask(self.queue.was_reset())
+    }
+
+    fn restored(&mut self, epoch: Epoch) {
+        self.ask(self.queue.restored(epoch));
     }
 
     fn locate(&mut self, run: RunId) -> Option<Sighting> {

@@ -1,0 +1,65 @@
+//! Claiming in batches, and reading what the scripts hand out.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use super::{
+    CLAIM_BATCH, RedisQueue, millis, scripts,
+    wire::{self, Read, Row},
+};
+use crate::{
+    job::WorkerId,
+    queue::{Claim, Claimed, ScopeLimits, Unreachable},
+};
+
+/// How long a run that this process cannot read is left for a process that can.
+const FOREIGN_AFTER: Duration = Duration::from_secs(5);
+
+impl RedisQueue {
+    pub(super) async fn claim_in_batches(
+        &self,
+        worker: WorkerId,
+        free: usize,
+        scopes: &[ScopeLimits],
+    ) -> Result<Claimed, Unreachable> {
+        self.waiters.remember(worker, scopes);
+        let mut claimed = Claimed::default();
+        loop {
+            let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
+            let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
+            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed)));
+            for limits in scopes {
+                step = wire::limits(step, limits, &claimed.claims);
+            }
+            let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
+            let (next, rows) = match answer {
+                Ok(answer) => answer,
+                // What was claimed before is ours and must not be lost over this.
+                Err(_) if !claimed.claims.is_empty() => return Ok(claimed),
+                Err(error) => return Err(error),
+            };
+            claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
+            // It stopped at the size of a batch, in runs or in bytes; there is more.
+            let more = next == 0 && !rows.is_empty();
+            claimed.claims.extend(self.claims(rows).await?);
+            if !more || claimed.claims.len() >= free {
+                return Ok(claimed);
+            }
+        }
+    }
+
+    /// Reads claims. One that this process cannot read is put back for another one, and does not hold the rest up.
+    pub(super) async fn claims(&self, rows: Vec<Row>) -> Result<Vec<Claim>, Unreachable> {
+        let mut claims = Vec::with_capacity(rows.len());
+        for row in rows {
+            match wire::claim(row)? {
+                Read::Claim(claim) => claims.push(*claim),
+                Read::Foreign { run, fence } => {
+                    tracing::warn!(%run, "a queued run was written by another version; it is left to a worker of that version");
+                    // Should this fail, its lease runs out and the reaper finds it.
+                    let _ = self.give_back(run, fence, FOREIGN_AFTER, None, "uncounted").await;
+                }
+            }
+        }
+        Ok(claims)
+    }
+}
