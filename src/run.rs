@@ -70,7 +70,7 @@ impl Runner {
     pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Begun<Started>, RunError> {
         let (key, answer) = (request.key.clone(), request.answer);
         if let Some(known) = self.known(principal, key.as_ref()).await? {
-            return Ok(Begun::Before(self.join(principal, known, answer).await?));
+            return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
         }
         let Planned { job, timeout, on_disconnect, accepted_at } = self.plan(principal, request).await?;
         let (run, prompt_version) = (job.id, job.prompt_version);
@@ -86,7 +86,9 @@ impl Runner {
         let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
         let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
         let Accepted { rates, waiter } = match accepted.inspect_err(|_| hang_up.armed = false) {
-            Err(SubmitError::Known(known)) => return Ok(Begun::Before(self.join(principal, known, answer).await?)),
+            Err(SubmitError::Known(known)) => {
+                return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
+            }
             accepted => accepted?,
         };
         Ok(Begun::Now(Started {
@@ -108,7 +110,7 @@ impl Runner {
     pub async fn stream(&self, principal: &Principal, request: RunRequest) -> Result<Begun<Streamed>, RunError> {
         let (key, answer) = (request.key.clone(), request.answer);
         if let Some(known) = self.known(principal, key.as_ref()).await? {
-            return Ok(Begun::Before(self.join(principal, known, answer).await?));
+            return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
         }
         let Planned { job, timeout, on_disconnect, accepted_at } = self.plan(principal, request).await?;
         let (run, prompt_version, created_at) = (job.id, job.prompt_version, job.created_at);
@@ -122,7 +124,9 @@ impl Runner {
         let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
         let accepted = self.engine.submit_streamed(job, rules(principal, &self.config.limits), promise).await;
         let Accepted { rates, waiter } = match accepted.inspect_err(|_| hang_up.armed = false) {
-            Err(SubmitError::Known(known)) => return Ok(Begun::Before(self.join(principal, known, answer).await?)),
+            Err(SubmitError::Known(known)) => {
+                return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
+            }
             accepted => accepted?,
         };
         let deadline = later(accepted_at, timeout);
@@ -218,7 +222,7 @@ pub enum Begun<T> {
     /// A new run.
     Now(T),
     /// It was sent before, with the same `Idempotency-Key`.
-    Before(Joined),
+    Before(Box<Joined>),
 }
 
 /// A run that was not refused so far.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    job::{RunState, WorkerId},
+    job::{Outcome, RunState, WorkerId},
     queue::ScopeLimits,
     tests::{FaultyQueue, Loss, MemoryLedger, Step, eventually, job},
 };

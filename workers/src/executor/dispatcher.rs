@@ -24,8 +24,8 @@ use crate::{
     queue::{Claimed, ScopeLimits, Unreachable, Work},
 };
 
-/// The longest wait on an idle queue before it is asked again.
-const WAIT: Duration = Duration::from_secs(5);
+/// The longest wait on an idle queue before it is asked again: a queue that lost its memory has forgotten whom to wake.
+const WAIT: Duration = Duration::from_secs(1);
 /// The pause after the queue could not be reached.
 const PAUSE: Duration = Duration::from_millis(500);
 
