@@ -1,8 +1,9 @@
 //! Mixed load under mixed faults, for as long as `scripts/soak` says.
 //!
-//! Callers send runs and wait, or leave and look later; meanwhile something is killed, stopped, restarted, emptied or frozen every few
-//! seconds. In the end everything is whole for a while, and the books must balance: every accepted run has one terminal state, every
-//! output is that of its own prompt, nothing is left in the queue, no limit was passed.
+//! Callers send runs and wait, leave and look later, follow a stream, or send a request again under its key until it is answered; meanwhile
+//! something is killed, stopped, restarted, emptied or frozen every few seconds. In the end everything is whole for a while, and the books
+//! must balance: every accepted run has one terminal state and at most one result, every output is that of its own prompt, a key made one run,
+//! nothing is left in the queue, no limit was passed.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     app::{App, Mode, Shape, client},
+    postgres::PostgresServer,
     provider::Answer,
 };
 
@@ -31,6 +33,8 @@ struct Book {
     numbers: AtomicUsize,
     answered: AtomicUsize,
     cancelled: AtomicUsize,
+    streamed: AtomicUsize,
+    keyed: AtomicUsize,
     cut: AtomicUsize,
     refused: Mutex<BTreeMap<String, usize>>,
     stop: AtomicBool,
@@ -40,9 +44,12 @@ impl fmt::Display for Book {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} requests: {} answered, {} accepted for later ({} of them cancelled), {} connections cut or refused, errors {:?}",
+            "{} requests: {} answered, {} of them by stream and {} under a key; {} accepted for later ({} of them cancelled), {} connections cut or \
+             refused, errors {:?}",
             self.numbers.load(Ordering::Relaxed),
             self.answered.load(Ordering::Relaxed),
+            self.streamed.load(Ordering::Relaxed),
+            self.keyed.load(Ordering::Relaxed),
             self.accepted.lock().unwrap().len(),
             self.cancelled.load(Ordering::Relaxed),
             self.cut.load(Ordering::Relaxed),
@@ -61,21 +68,25 @@ enum Fault {
     EmptyRedis,
     RestartRedis,
     FreezeRedis,
+    FreezeDatabase,
+    CrashDatabase,
 }
 
 impl Fault {
-    const ALL: [Fault; 8] = [
+    const ALL: [Fault; 10] = [
         Fault::KillWorker,
         Fault::DrainFrontDoor,
         Fault::EmptyRedis,
         Fault::FreezeWorker,
+        Fault::FreezeDatabase,
         Fault::DrainWorker,
         Fault::KillFrontDoor,
+        Fault::CrashDatabase,
         Fault::FreezeRedis,
         Fault::RestartRedis,
     ];
 
-    async fn strike(self, app: &mut App, which: usize) {
+    async fn strike(self, app: &mut App, postgres: &PostgresServer, which: usize) {
         match self {
             Fault::KillWorker => {
                 app.workers[which].kill();
@@ -104,6 +115,16 @@ impl Fault {
             Fault::EmptyRedis => {
                 app.redis.as_ref().unwrap().cli(&["FLUSHALL"]);
             }
+            Fault::FreezeDatabase => {
+                postgres.pause();
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                postgres.resume();
+            }
+            Fault::CrashDatabase => {
+                postgres.crash();
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                postgres.restart();
+            }
             Fault::RestartRedis => app.redis.as_mut().unwrap().restart().await,
             Fault::FreezeRedis => {
                 app.redis.as_ref().unwrap().pause();
@@ -114,18 +135,41 @@ impl Fault {
     }
 }
 
-/// Sends one run after the other. Callers of an even number wait, the others leave; some of these change their minds.
-async fn call(book: Arc<Book>, number: usize, urls: Vec<String>, key: String) {
-    let waits = number.is_multiple_of(2);
+/// How a caller wants to be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// It waits.
+    Wait,
+    /// It leaves, and looks later; sometimes it changes its mind.
+    Leave,
+    Stream,
+    /// It waits, and sends the same request again until it is answered.
+    Keyed,
+}
+
+/// Sends one run after the other.
+async fn call(book: Arc<Book>, way: Way, urls: Vec<String>, key: String) {
     while !book.stop.load(Ordering::Relaxed) {
         let sent = book.numbers.fetch_add(1, Ordering::Relaxed);
         let name = format!("n{sent:07}");
         let url = &urls[sent % urls.len()];
         let mut body = json!({ "promptName": "Greeting", "variables": { "name": name } });
         body["priority"] = json!(["interactive", "default", "batch"][sent % 3]);
-        let mut request = client().post(format!("{url}/api/v1/run")).header("x-api-key", &key).json(&body);
-        if !waits {
-            request = request.header("prefer", "respond-async");
+        let mut request = client().post(format!("{url}/api/v1/run")).header("x-api-key", &key);
+        if way != Way::Stream {
+            request = request.json(&body);
+        }
+        match way {
+            Way::Leave => request = request.header("prefer", "respond-async"),
+            Way::Stream => {
+                follow(&book, request, body, &name).await;
+                continue;
+            }
+            Way::Keyed => {
+                insist(&book, &urls, &key, &body, &name).await;
+                continue;
+            }
+            Way::Wait => {}
         }
         let Ok(answer) = request.send().await else {
             book.cut.fetch_add(1, Ordering::Relaxed);
@@ -164,12 +208,91 @@ async fn call(book: Arc<Book>, number: usize, urls: Vec<String>, key: String) {
     }
 }
 
+/// Reads a stream to its end. What was told after the last retry is the output.
+async fn follow(book: &Book, request: reqwest::RequestBuilder, mut body: Value, name: &str) {
+    body["stream"] = json!(true);
+    let pause = || tokio::time::sleep(Duration::from_millis(100));
+    let text = match request.json(&body).send().await {
+        Ok(answer) if answer.status() == 200 => answer.text().await,
+        Ok(answer) => {
+            let status = answer.status();
+            let Ok(body) = answer.json::<Value>().await else { return };
+            assert!(body["retryable"] == true, "{status} {body}");
+            *book.refused.lock().unwrap().entry(format!("{status} {}", body["code"])).or_default() += 1;
+            return pause().await;
+        }
+        Err(error) => Err(error),
+    };
+    let Ok(text) = text else {
+        book.cut.fetch_add(1, Ordering::Relaxed);
+        return pause().await;
+    };
+    let (mut told, mut seq) = (String::new(), 0);
+    for data in text.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]") {
+        let event: Value = serde_json::from_str(data).unwrap();
+        assert!(event["seq"].as_u64().unwrap() > seq, "events out of order: {text}");
+        seq = event["seq"].as_u64().unwrap();
+        match event["type"].as_str().unwrap() {
+            "run.output_text.delta" => told += event["delta"].as_str().unwrap(),
+            "run.retrying" => told.clear(),
+            "run.completed" => {
+                assert_eq!(event["output"], format!("Greet {name}."), "{text}");
+                assert!(
+                    told.is_empty() || event["output"] == told.as_str(),
+                    "what was told is not what was said: {text}"
+                );
+                book.answered.fetch_add(1, Ordering::Relaxed);
+                book.streamed.fetch_add(1, Ordering::Relaxed);
+            }
+            "run.failed" => {
+                assert!(event["retryable"] == true, "{event}");
+                *book.refused.lock().unwrap().entry(format!("stream {}", event["code"])).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Sends one request until it is answered with its run's end: that is the end of one run.
+async fn insist(book: &Book, urls: &[String], key: &str, body: &Value, name: &str) {
+    let mut run = None;
+    for attempt in 0_usize.. {
+        let url = format!("{}/api/v1/run", urls[attempt % urls.len()]);
+        let request = client().post(url).header("x-api-key", key).header("idempotency-key", name).json(body);
+        let Ok(answer) = request.send().await else {
+            book.cut.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let status = answer.status().as_u16();
+        let Ok(body) = answer.json::<Value>().await else { continue };
+        if let Some(id) = body["runId"].as_str() {
+            assert_eq!(run.get_or_insert_with(|| id.to_owned()), id, "the key {name} made two runs");
+        }
+        if status == 200 {
+            assert_eq!(body["output"], format!("Greet {name}."), "{body}");
+            book.answered.fetch_add(1, Ordering::Relaxed);
+            book.keyed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        assert!(body["retryable"] == true, "{status} {body}");
+        *book.refused.lock().unwrap().entry(format!("keyed {status} {}", body["code"])).or_default() += 1;
+        if status == 500 || status == 504 {
+            // It has ended; the same request is answered so for a day.
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes as long as SOAK_MINUTES says; `scripts/soak` runs it"]
 async fn nothing_is_lost_over_time() {
     let minutes: f64 = std::env::var("SOAK_MINUTES").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
     let until = Instant::now() + Duration::from_secs_f64(minutes * 60.0);
+    let postgres = PostgresServer::start();
     let shape = Shape {
+        database: Some(postgres.database().await),
         front_doors: 2,
         workers: 3,
         config: "[workers]\nslots = 16\n[server]\ndrain_timeout_ms = 5000\n".into(),
@@ -180,8 +303,10 @@ async fn nothing_is_lost_over_time() {
     app.import_greeting();
     app.provider().set_default(Answer::echo().delay(Duration::from_millis(200)));
     let book = Arc::new(Book::default());
-    let callers: Vec<_> =
-        (0..12).map(|number| tokio::spawn(call(book.clone(), number, app.urls().to_vec(), app.key()))).collect();
+    let ways = [Way::Wait, Way::Leave, Way::Stream, Way::Keyed, Way::Wait, Way::Leave, Way::Leave];
+    let callers: Vec<_> = (0..14)
+        .map(|number| tokio::spawn(call(book.clone(), ways[number % ways.len()], app.urls().to_vec(), app.key())))
+        .collect();
     let mut faults: BTreeMap<Fault, usize> = BTreeMap::new();
     for round in 0.. {
         tokio::time::sleep(Duration::from_secs(4)).await;
@@ -190,7 +315,7 @@ async fn nothing_is_lost_over_time() {
         }
         let fault = Fault::ALL[round % Fault::ALL.len()];
         app.provider().push(Answer::error(500, "ill"));
-        fault.strike(&mut app, (round / Fault::ALL.len()) % 2).await;
+        fault.strike(&mut app, &postgres, (round / Fault::ALL.len()) % 2).await;
         *faults.entry(fault).or_default() += 1;
         if round % 10 == 9 {
             eprintln!("{} faults; {book}", round + 1);
@@ -203,7 +328,7 @@ async fn nothing_is_lost_over_time() {
 
     let accepted = book.accepted.lock().unwrap().clone();
     let mut states: BTreeMap<String, usize> = BTreeMap::new();
-    let (mut lost_attempts, mut paid_twice) = (0, 0);
+    let (mut lost_attempts, mut two_results) = (0, Vec::new());
     for (id, name) in &accepted {
         let run = app.ended(0, id, PATIENCE).await;
         let mut state = run["state"].as_str().unwrap().to_owned();
@@ -214,8 +339,9 @@ async fn nothing_is_lost_over_time() {
         }
         let attempts = run["attempts"].as_array().unwrap();
         lost_attempts += attempts.iter().filter(|attempt| attempt["outcome"] == "worker_lost").count();
-        // An emptied Redis may have held the only copy of a result.
-        paid_twice += usize::from(attempts.iter().filter(|attempt| attempt["outcome"] == "succeeded").count() > 1);
+        if attempts.iter().filter(|attempt| attempt["outcome"] == "succeeded").count() > 1 {
+            two_results.push(run.clone());
+        }
         *states.entry(state).or_default() += 1;
     }
     let empty = Instant::now() + PATIENCE;
@@ -234,10 +360,15 @@ async fn nothing_is_lost_over_time() {
     let repeated = calls.values().filter(|times| **times > 1).count();
     println!("faults {faults:?}");
     println!("{book}");
-    println!("accepted runs ended as {states:?}, with {lost_attempts} lost attempts; {paid_twice} had two results");
+    println!(
+        "accepted runs ended as {states:?}, with {lost_attempts} lost attempts; {} had two results",
+        two_results.len()
+    );
     println!("{} prompts were called, {repeated} of them more than once", calls.len());
     println!("calls at a time: {} at most, {CONCURRENCY} allowed", app.provider().max_concurrency());
     let unexpected: Vec<_> =
         states.keys().filter(|state| !["succeeded", "cancelled"].contains(&state.as_str())).collect();
     assert!(unexpected.is_empty(), "{states:?}");
+    assert!(two_results.is_empty(), "{two_results:#?}");
+    assert!(app.provider().max_concurrency() <= CONCURRENCY);
 }
