@@ -26,4 +26,5 @@ mod operators;
 mod prompts;
 mod retries;
 mod server;
+mod streaming;
 mod support;

@@ -27,6 +27,9 @@ use crate::{
     queue::{Admission, Admitted, Cancelled, Queue, RateLeft, RateRule, Submission, Unreachable},
 };
 
+/// No log has so many events; every number up to it is exact wherever it is counted.
+const MAX_SEQ: u64 = 1 << 53;
+
 /// What the engine allows to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineSettings {
@@ -150,8 +153,9 @@ impl Engine {
         if self.find(account, run).await?.is_none() {
             return Ok(None);
         }
-        let mut events = self.events(run, after);
+        let mut events = self.events(run, after.min(MAX_SEQ));
         events.look().await?;
+        events.look_back().await?;
         Ok(Some(events))
     }
 

@@ -272,8 +272,15 @@ pub struct Recalled {
 /// What [`Queue::follow`] found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Followed {
-    /// The events after the asked one, up to a page of them, and how many the log has in all.
-    Log { events: Vec<Logged>, length: u64 },
+    Log {
+        /// The events after the asked one, up to a page of them.
+        events: Vec<Logged>,
+        /// How many the log has in all.
+        length: u64,
+        /// Tells the logs of one run apart: 0 for that of its submission. One that began later (somebody followed then, or the run was restored
+        /// after its log was lost) has its moment, by the queue's clock.
+        began: u64,
+    },
     /// The queue has no log of the run and knows none: it never did, or the log's retention is over.
     Unknown,
 }

@@ -109,6 +109,7 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
             (bytes != 0).then(|| format!("{bytes} bytes are counted as waiting"))
         }
         "requests" | "calls" | "tokens" | "amounts" => expires("a minute's window"),
+        "events" => expires("the log of a run that has ended"),
         "idle" | "wake" | "reply" => expires("a worker's or front door's key"),
         "paused" | "forgot" => expires("a pause"),
         "virtual" | "scopes" | "epoch" => None,

@@ -150,7 +150,7 @@ impl State {
                 missed = run.lease().and_then(|lease| lease.ending.clone()).map(|ending| (front_door, ending));
             }
         } else if matches!(admitted, Admitted::Yes { .. }) {
-            self.add(Restored { job, attempts: 0, limited: 0 }, reply_to, now);
+            self.add(Restored { job, attempts: 0, limited: 0 }, reply_to, 0, now);
         }
         (admitted, missed)
     }
@@ -329,7 +329,7 @@ impl State {
 
     pub(super) fn restore(&mut self, runs: &[Restored], now: Now) {
         for run in runs {
-            self.add(run.clone(), None, now);
+            self.add(run.clone(), None, now.moment(), now);
         }
     }
 
@@ -388,12 +388,12 @@ impl State {
     }
 
     /// Takes a run in that the queue does not know.
-    fn add(&mut self, restored: Restored, reply_to: Option<FrontDoorId>, now: Now) {
+    fn add(&mut self, restored: Restored, reply_to: Option<FrontDoorId>, log_began: u64, now: Now) {
         let Restored { job, attempts, limited } = restored;
         if self.knows(job.id) {
             return;
         }
-        let log = job.stream.then(|| Box::new(Log::begin(reply_to)));
+        let log = job.stream.then(|| Box::new(Log::begin(reply_to, log_began)));
         let mut run = Run {
             bytes: weight(&job),
             deadline: far(now.at, Duration::from_millis(job.deadline.since(now.wall()))),
