@@ -292,6 +292,11 @@ impl Engine {
         self.0.dismiss.cancelled().await;
     }
 
+    /// Whether waiting here has become useless.
+    pub fn is_dismissed(&self) -> bool {
+        self.0.dismiss.is_cancelled()
+    }
+
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Acquire)
     }

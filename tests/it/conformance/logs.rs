@@ -125,9 +125,9 @@ pub async fn following_a_run_without_a_log_begins_one<S: Store>() {
     bench.enqueue(&ended).await;
     let claim = bench.take().await;
     bench.stash(&succeeded(&claim)).await;
-    has(&bench, ended.id, &front_door, &["1 queued", "2 succeeded"]).await;
+    has(&bench, ended.id, &front_door, &["1 queued", "2 started 1", "3 succeeded"]).await;
     bench.queue.finish(&[(ended.id, claim.fence)]).await.unwrap();
-    has(&bench, ended.id, &front_door, &["1 queued", "2 succeeded"]).await;
+    has(&bench, ended.id, &front_door, &["1 queued", "2 started 1", "3 succeeded"]).await;
 }
 
 /// The ending that the log of a run has.

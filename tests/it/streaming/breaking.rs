@@ -129,6 +129,102 @@ async fn a_stream_of_a_front_door_that_drains_goes_on_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_reader_of_a_front_door_that_drains_has_not_hung_up() {
+    let mut app = app_with(Mode::Distributed, DRAIN, "max_response_bytes = 67108864").await;
+    let gate = Gate::new();
+    let piece = "a".repeat(64 * 1024);
+    let pieces = std::iter::repeat_n(piece.as_str(), 200).chain(["end"]);
+    app.provider().push(Answer::pieces(pieces).piece_delay(Duration::from_millis(2)).held_after(200, &gate));
+    let stream = app.stream(0, &greeting()).await;
+    let run = stream.run();
+    let key = format!("{{q:default}}:events:{run}");
+    eventually("more was said than the way to the reader holds", async || {
+        let length = app.redis.as_ref().unwrap().cli(&["LLEN", &key]);
+        length.trim().parse::<u64>().unwrap() > 2
+            && app.redis.as_ref().unwrap().cli(&["LINDEX", &key, "-1"]).trim() == "x"
+    })
+    .await;
+    app.front_doors[0].signal("TERM");
+    assert!(app.front_doors[0].exited(PATIENCE).success());
+    drop(stream);
+    gate.open();
+    let shown = app.ended(1, &run, PATIENCE).await;
+    assert_eq!(shown["state"], "succeeded");
+    app.restart_front_door(0).await;
+    invariants::hold(&app, &[run]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedded_server_that_shuts_down_leaves_an_ending() {
+    let mut app = app_with(Mode::Embedded, DRAIN, "").await;
+    let (mut stream, events) = begun(&app, &greeting(), &Gate::new()).await;
+    let run = stream.run();
+    app.front_doors[0].signal("TERM");
+    assert_eq!(stream.rest().await, []);
+    assert!(app.front_doors[0].exited(PATIENCE).success());
+    app.restart_front_door(0).await;
+    let read = events.last().unwrap().seq;
+    let told = app.follow(0, &run, read).await.rest().await;
+    check_whole(&told, &run, read);
+    assert_eq!((told[0].name.as_str(), &told[0].data["code"]), ("run.failed", &json!("worker_lost")));
+    was_lost(&app, &run).await;
+    invariants::hold(&app, &[run]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_embedded_server_that_dies_calls_again() {
+    let mut app = app_with(Mode::Embedded, "", "").await;
+    let mut body = greeting();
+    body["onDisconnect"] = "continue".into();
+    let (stream, _) = begun(&app, &body, &Gate::new()).await;
+    let run = stream.run();
+    app.front_doors[0].kill();
+    drop(stream);
+    app.restart_front_door(0).await;
+    let told = app.follow(0, &run, 0).await.rest().await;
+    check_whole(&told, &run, 0);
+    assert_eq!(told[told.len() - 2].name, "run.completed");
+    assert_eq!(app.ended(0, &run, PATIENCE).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_began_anew_is_told_from_its_beginning() {
+    let app = app(Mode::Distributed).await;
+    let gate = Gate::new();
+    let (mut stream, events) = begun(&app, &greeting(), &gate).await;
+    let run = stream.run();
+    // As after a loss of memory: the run was restored, and its new log is longer by now than what was read of the old one.
+    let redis = app.redis.as_ref().unwrap();
+    let key = format!("{{q:default}}:events:{run}");
+    redis.cli(&["DEL", &key]);
+    redis.cli(&["RPUSH", &key, "q1763920000000000", "s2", "da", "db", "dc"]);
+    gate.open();
+    let rest = stream.rest().await;
+    let expect = ["run.retrying", "run.queued", "run.started", "run.output_text.delta", "run.output_text.delta"];
+    let last = ["run.output_text.delta", "run.completed", "[DONE]"];
+    assert_eq!(names(&rest), [&expect[..], &last].concat());
+    assert_eq!(text(&rest), "abc");
+    let first = events.last().unwrap().seq + 1;
+    let (_, told) = rest.split_last().unwrap();
+    assert!(told.iter().zip(first..).all(|(told, seq)| told.seq == seq && told.data["seq"] == seq), "{rest:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_gone_is_noticed_while_it_is_followed() {
+    let app = app(Mode::Distributed).await;
+    let gate = Gate::new();
+    let (mut stream, _) = begun(&app, &greeting(), &gate).await;
+    let run = stream.run();
+    assert_eq!(app.redis.as_ref().unwrap().cli(&["DEL", &format!("{{q:default}}:events:{run}")]).trim(), "1");
+    gate.open();
+    let rest = stream.rest().await;
+    assert_eq!(rest[0].name, "run.retrying", "{rest:#?}");
+    let last = &rest[rest.len() - 2];
+    assert_eq!((last.name.as_str(), &last.data["output"]), ("run.completed", &json!("one two")));
+    assert!(rest.iter().take(rest.len() - 1).zip(rest[0].seq..).all(|(told, seq)| told.seq == seq), "{rest:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_whole_when_redis_was_away() {
     let mut app = app(Mode::Distributed).await;
     let gate = Gate::new();

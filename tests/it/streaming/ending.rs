@@ -92,15 +92,15 @@ async fn what_broke_off_is_never_complete(mode: Mode) {
     assert_eq!(retries, 2, "{events:#?}");
     let last = &events[events.len() - 2];
     assert_eq!((last.name.as_str(), &last.data["success"]), ("run.failed", &json!(false)));
-    assert_eq!(
-        (&last.data["code"], &last.data["retryable"]),
-        (&json!("provider_unavailable"), &json!(true)),
-        "{last:?}"
-    );
+    assert_eq!((&last.data["code"], &last.data["retryable"]), (&json!("provider_truncated"), &json!(true)), "{last:?}");
     let shown = app.ended(other(&app), &run, PATIENCE).await;
     assert_eq!((&shown["state"], &shown["code"]), (&json!("failed"), &last.data["code"]), "{shown}");
     let attempts = shown["attempts"].as_array().unwrap();
     assert_eq!(attempts.len(), 3, "{shown}");
+    // What the provider said before it broke off was paid for.
+    let usages: Vec<&Value> = attempts.iter().map(|attempt| &attempt["usage"]["outputTokens"]).collect();
+    assert_eq!(usages, [&Value::Null, &json!(5), &Value::Null], "{shown}");
+    invariants::hold(&app, &[run]).await;
 }
 
 async fn only_the_second_call_counts_after_a_retry(mode: Mode) {

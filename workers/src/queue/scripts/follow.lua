@@ -9,7 +9,7 @@ if state and state ~= 'done' then
     redis.call('HSET', key('run', id), 'log', '1')
     redis.call('DEL', events)
     redis.call('RPUSH', events, 'q' .. whole(now_us))
-    if state == 'leased' and work == 'call' then redis.call('RPUSH', events, 's' .. attempts) end
+    if (state == 'leased' or state == 'ended') and work == 'call' then redis.call('RPUSH', events, 's' .. attempts) end
     if state == 'ended' then
       redis.call('RPUSH', events, 'e' .. (redis.call('GET', key('end', id)) or ''))
       redis.call('PEXPIRE', events, LOG_TTL)
