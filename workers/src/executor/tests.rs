@@ -3,6 +3,7 @@
 mod calls;
 mod leases;
 mod pools;
+mod streams;
 
 use std::{
     collections::VecDeque,
@@ -30,6 +31,10 @@ enum Play {
     Panic,
     /// Nothing, until the call is stopped.
     Hang,
+    /// The answer, after it was said.
+    Say,
+    /// A beginning, and then nothing.
+    SayAndHang,
 }
 
 /// A provider that answers when its script is over.
@@ -51,17 +56,23 @@ impl Scripted {
 
 #[async_trait]
 impl Provider for Scripted {
-    async fn call(&self, _: Call<'_>, _: &mut dyn DeltaSink) -> Result<Completion, CallError> {
+    async fn call(&self, _: Call<'_>, sink: &mut dyn DeltaSink) -> Result<Completion, CallError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let play = self.script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        match play.unwrap_or(Play::Answer) {
-            Play::Answer => {
+        let play = play.unwrap_or(Play::Answer);
+        match play {
+            Play::Say => sink.delta("Bonjour"),
+            Play::SayAndHang => sink.delta("Bon"),
+            _ => {}
+        }
+        match play {
+            Play::Answer | Play::Say => {
                 let usage = Usage { input_tokens: Some(10), output_tokens: Some(5) };
                 Ok(Completion { output: "Bonjour".into(), usage, ..Completion::default() })
             }
             Play::Fail => Err(CallError::new(ErrorClass::Failing { after: None }, "ill")),
             Play::Panic => panic!("the script says so"),
-            Play::Hang => std::future::pending().await,
+            Play::Hang | Play::SayAndHang => std::future::pending().await,
         }
     }
 }

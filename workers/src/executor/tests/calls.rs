@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     executor::call::{Done, Stop, StopReason, execute, settle},
     job::{AttemptOutcome, Ending, Outcome, RunState},
-    queue::{LostCall, Work},
+    queue::{LogMark, LostCall, Work},
     tests::{Loss, Step},
 };
 
@@ -170,10 +170,21 @@ async fn a_lost_stream_fails_and_is_not_billed_again() {
     let rig = Rig::new(1).await;
     rig.submit(Job { stream: true, ..job() }).await;
     let claim = rig.claim().await;
-    let ending = recorded(settle(&rig.shared, &lost(&rig, &claim)).await);
+    rig.queue.append(claim.job.id, claim.fence, 3, &["Bon".into()]).await.unwrap();
+    let said = Claim { log: Some(LogMark { next: 4, streamed: true }), ..lost(&rig, &claim) };
+    let ending = recorded(settle(&rig.shared, &said).await);
     let Outcome::Failed(failure) = &ending.outcome else { panic!("{ending:?}") };
     assert_eq!(failure.code, "worker_lost");
     assert_eq!(ending.attempt.map(|attempt| attempt.outcome), Some(AttemptOutcome::WorkerLost));
+}
+
+#[tokio::test]
+async fn a_lost_stream_of_which_nothing_was_said_is_called_again() {
+    let rig = Rig::new(1).await;
+    rig.submit(Job { stream: true, ..job() }).await;
+    let claim = rig.claim().await;
+    assert!(matches!(settle(&rig.shared, &lost(&rig, &claim)).await, Done::Gone));
+    assert_eq!(rig.claim().await.attempt, 2);
 }
 
 #[tokio::test]
