@@ -39,6 +39,7 @@
 //! the queue lost everything it knew.
 
 pub mod embedded;
+mod log;
 pub mod redis;
 
 use std::{sync::Arc, time::Duration};
@@ -47,19 +48,13 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use self::log::{Followed, LOG_BYTES, LOG_PAGE, LOG_RETENTION, LogMark};
 use crate::job::{Attempt, Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, UnixMillis, WorkerId};
 
 /// How long a worker owns a run without a heartbeat, unless it is told otherwise.
 pub const LEASE: Duration = Duration::from_secs(15);
 /// A run that lost more leases than this in a call is poison: it ends as failed and is listed as dead.
 pub const MAX_LOSSES: u32 = 3;
-/// How long the log of a run can be read after its end.
-pub const LOG_RETENTION: Duration = Duration::from_secs(600);
-/// Text that one log keeps, in bytes: more than any model writes. What comes after that reaches those who follow live, and is in the output.
-pub const LOG_BYTES: usize = 4 << 20;
-/// Events that one look into a log returns, at most.
-pub const LOG_PAGE: usize = 256;
-
 /// The store behind the queue does not answer. Nothing is known about whether the step was done; every step may be repeated.
 #[derive(Debug, thiserror::Error)]
 #[error("the queue store is unreachable")]
@@ -148,15 +143,6 @@ pub struct Claim {
     /// Where the run's log stands; `None` when it has none.
     pub log: Option<LogMark>,
     pub work: Work,
-}
-
-/// Where the log of a run stands for the owner of its lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogMark {
-    /// The number that the next event gets.
-    pub next: u64,
-    /// Text of an earlier call was streamed, and nobody was told to forget it.
-    pub streamed: bool,
 }
 
 /// What is left to do for a claimed run.
@@ -267,22 +253,6 @@ pub struct Recalled {
     pub job: Arc<Job>,
     /// Set from the stash on: the run has ended, whatever the ledger knows by now.
     pub ending: Option<Box<Ending>>,
-}
-
-/// What [`Queue::follow`] found.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Followed {
-    Log {
-        /// The events after the asked one, up to a page of them.
-        events: Vec<Logged>,
-        /// How many the log has in all.
-        length: u64,
-        /// Tells the logs of one run apart: 0 for that of its submission. One that began later (somebody followed then, or the run was restored
-        /// after its log was lost) has its moment, by the queue's clock.
-        began: u64,
-    },
-    /// The queue has no log of the run and knows none: it never did, or the log's retention is over.
-    Unknown,
 }
 
 /// A message to a front door.
