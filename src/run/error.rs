@@ -314,11 +314,11 @@ mod tests {
         let sentence = "The budget of this account for January 2026 is spent; new runs are accepted again from 2026-02-01 00:00 UTC";
         check(spent, 402, "budget_spent", None, sentence);
         check(
-            RunError::NotSupported(vec!["stream", "cache"]),
+            RunError::NotSupported(vec!["cache", "webhookUrl"]),
             400,
             "not_supported",
             None,
-            "'stream', 'cache' are not supported by this server",
+            "'cache', 'webhookUrl' are not supported by this server",
         );
         let limited = |rule| SubmitError::Limited { rule, after: Duration::from_millis(11_001), rates: Vec::new() };
         let sentence = "This API key has no request left in this minute; try again in 12 s";

@@ -28,6 +28,13 @@ pub struct Streamed {
     pub(super) progress: Progress,
 }
 
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        // A connection that was cut because this process ends is no caller that hung up, even when it could not be told anything more.
+        self.hang_up.armed &= !self.hang_up.engine.is_dismissed();
+    }
+}
+
 /// How far a stream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {

@@ -12,6 +12,7 @@ mod entering;
 pub mod fairness;
 mod leases;
 mod limits;
+mod logs;
 mod losses;
 mod over_time;
 mod redis;
@@ -88,6 +89,24 @@ macro_rules! suite {
                 of_a_cancellation_and_a_stash_one_wins
                 of_a_cancellation_and_a_claim_one_wins
                 of_two_cancellations_one_wins
+            }
+            logs {
+                a_streamed_run_has_a_log_from_the_start
+                whoever_follows_is_told_what_comes
+                following_a_run_without_a_log_begins_one
+                an_append_that_is_repeated_writes_nothing_twice
+                an_old_fence_appends_nothing
+                a_retry_is_told_and_what_was_streamed_does_not_count
+                a_run_that_is_handed_back_after_text_is_told
+                a_lost_call_says_whether_it_had_streamed
+                a_run_that_is_to_end_is_not_told_as_a_retry
+                a_log_is_read_after_the_end
+                a_restored_run_has_another_log
+                a_submission_that_comes_late_is_told_as_well
+                an_unknown_run_has_no_log
+                a_long_log_is_read_in_pages
+                text_that_a_log_has_no_room_for_is_told_live
+                a_waiting_run_that_is_cancelled_ends_its_log
             }
             limits {
                 workers_share_concurrency_slots

@@ -27,4 +27,5 @@ mod operators;
 mod prompts;
 mod retries;
 mod server;
+mod streaming;
 mod support;

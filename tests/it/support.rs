@@ -1,6 +1,7 @@
 //! What the suites share: throw-away services, the binary under test, a scripted provider.
 
 pub mod app;
+pub mod events;
 pub mod invariants;
 pub mod load;
 pub mod postgres;

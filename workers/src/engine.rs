@@ -28,6 +28,9 @@ use crate::{
     queue::{Admission, Admitted, Queue, RateLeft, RateRule, Submission, Unreachable},
 };
 
+/// No log has so many events; every number up to it is exact wherever it is counted.
+const MAX_SEQ: u64 = 1 << 53;
+
 /// What the engine allows to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineSettings {
@@ -161,8 +164,9 @@ impl Engine {
         if self.find(account, run).await?.is_none() {
             return Ok(None);
         }
-        let mut events = self.events(run, after);
+        let mut events = self.events(run, after.min(MAX_SEQ));
         events.look().await?;
+        events.look_back().await?;
         Ok(Some(events))
     }
 
@@ -282,6 +286,11 @@ impl Engine {
     /// Ends when waiting here has become useless.
     pub async fn dismissed(&self) {
         self.0.dismiss.cancelled().await;
+    }
+
+    /// Whether waiting here has become useless.
+    pub fn is_dismissed(&self) -> bool {
+        self.0.dismiss.is_cancelled()
     }
 
     pub fn is_draining(&self) -> bool {

@@ -44,6 +44,7 @@
 mod admission;
 mod claim;
 pub mod embedded;
+mod log;
 #[cfg(test)]
 mod property;
 pub mod redis;
@@ -56,7 +57,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     admission::{Admission, Admitted, RateLeft, RateRule},
-    claim::{AtOnce, Claim, Claimed, LogMark, LostCall, ScopeLimits, Work},
+    claim::{AtOnce, Claim, Claimed, LostCall, ScopeLimits, Work},
+    log::{Followed, LOG_BYTES, LOG_PAGE, LOG_RETENTION, LogMark},
 };
 use crate::job::{Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, UnixMillis, WorkerId};
 
@@ -64,13 +66,6 @@ use crate::job::{Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, 
 pub const LEASE: Duration = Duration::from_secs(15);
 /// A run that lost more leases than this in a call is poison: it ends as failed and is listed as dead.
 pub const MAX_LOSSES: u32 = 3;
-/// How long the log of a run can be read after its end.
-pub const LOG_RETENTION: Duration = Duration::from_secs(600);
-/// Text that one log keeps, in bytes: more than any model writes. What comes after that reaches those who follow live, and is in the output.
-pub const LOG_BYTES: usize = 4 << 20;
-/// Events that one look into a log returns, at most.
-pub const LOG_PAGE: usize = 256;
-
 /// The store behind the queue does not answer. Nothing is known about whether the step was done; every step may be repeated.
 #[derive(Debug, thiserror::Error)]
 #[error("the queue store is unreachable")]
@@ -158,15 +153,6 @@ pub struct Recalled {
     pub job: Arc<Job>,
     /// Set from the stash on: the run has ended, whatever the ledger knows by now.
     pub ending: Option<Box<Ending>>,
-}
-
-/// What [`Queue::follow`] found.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Followed {
-    /// The events after the asked one, up to a page of them, and how many the log has in all.
-    Log { events: Vec<Logged>, length: u64 },
-    /// The queue has no log of the run and knows none: it never did, or the log's retention is over.
-    Unknown,
 }
 
 /// A message to a front door.

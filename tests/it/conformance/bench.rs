@@ -10,8 +10,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use workers::{
     job::{
-        AccountId, Attempt, AttemptOutcome, Ending, FrontDoorId, Job, Lane, ModelRequest, Outcome, PromptId, RunId,
-        Target, UnixMillis, Usage, WIRE_VERSION, WorkerId,
+        AccountId, Attempt, AttemptOutcome, Ending, FrontDoorId, Job, Lane, Logged, ModelRequest, Outcome, PromptId,
+        RunId, Target, UnixMillis, Usage, WIRE_VERSION, WorkerId,
     },
     queue::{
         Admitted, Cancelled, Claim, Claimed, Held, Queue, Release, Reply, ScopeLimits, Submission, Work,
@@ -170,11 +170,25 @@ pub struct FrontDoor {
 
 impl FrontDoor {
     pub async fn next(&mut self) -> Ending {
+        match self.message().await {
+            Reply::Ended(ending) => *ending,
+            other => panic!("an ending should come: {other:?}"),
+        }
+    }
+
+    /// The next event of a run, and no other message.
+    pub async fn event(&mut self, run: RunId) -> Logged {
+        match self.message().await {
+            Reply::Event(of, logged) if of == run => logged,
+            other => panic!("an event of {run} should come: {other:?}"),
+        }
+    }
+
+    async fn message(&mut self) -> Reply {
         loop {
-            match timeout(PATIENCE, self.replies.recv()).await.expect("an ending").expect("an open channel") {
-                Reply::Event(..) => {}
-                Reply::Ended(ending) => return *ending,
+            match timeout(PATIENCE, self.replies.recv()).await.expect("a message").expect("an open channel") {
                 Reply::Resumed => {}
+                message => return message,
             }
         }
     }
@@ -202,6 +216,7 @@ pub struct Spec {
     /// From now, in milliseconds; negative has passed.
     pub deadline: i64,
     pub text: String,
+    pub stream: bool,
 }
 
 /// An interactive run of a new account in [`OPEN`], for one token, that has an hour.
@@ -213,6 +228,7 @@ pub fn run() -> Spec {
         tokens: 1,
         deadline: 3_600_000,
         text: "Bonjour".into(),
+        stream: false,
     }
 }
 
@@ -236,7 +252,7 @@ impl Spec {
             lane: self.lane,
             targets: self.scopes.iter().map(target).collect(),
             request: ModelRequest { user: self.text.clone(), ..ModelRequest::default() },
-            stream: false,
+            stream: self.stream,
             metadata: BTreeMap::new(),
             created_at: now,
             deadline: UnixMillis(now.0 + self.deadline),

@@ -135,9 +135,9 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
             (bytes != 0).then(|| format!("{bytes} bytes are counted as waiting"))
         }
         "requests" | "calls" | "tokens" | "amounts" => expires("a minute's window"),
+        "events" => expires("the log of a run that has ended"),
         "idle" | "wake" | "reply" => expires("a worker's or front door's key"),
         "paused" | "forgot" => expires("a pause"),
-        "events" => expires("a log"),
         "virtual" | "scopes" | "epoch" => None,
         _ if ttl == -2 => None,
         _ => Some("a part of a run that has ended".to_owned()),

@@ -24,6 +24,8 @@ pub struct Events {
     read: u64,
     /// What the log's numbers are behind those that were read: above 0 once a log was lost and began anew.
     behind: u64,
+    /// Which log it reads ([`Followed::Log`]), once that is known.
+    began: Option<u64>,
     found: VecDeque<Logged>,
     inbox: Inbox,
     /// Events were missed: the log has them.
@@ -53,6 +55,7 @@ impl Events {
             run,
             read: after,
             behind: 0,
+            began: None,
             found: VecDeque::new(),
             inbox,
             must_look: false,
@@ -68,6 +71,7 @@ impl Events {
     /// The first event of a run that is about to be enqueued: nobody has to be asked for it.
     pub(super) fn begin(mut self) -> Self {
         self.found.push_back(Logged { seq: 1, event: Event::Queued });
+        self.began = Some(0);
         self
     }
 
@@ -94,10 +98,12 @@ impl Events {
                 match self.inbox.next().await {
                     News::Event(Logged { seq, event }) => {
                         let seq = seq + self.behind;
-                        if seq == self.read + 1 {
-                            self.found.push_back(Logged { seq, event });
-                        } else if seq > self.read {
-                            self.must_look = true;
+                        match event {
+                            event if seq == self.read + 1 => self.found.push_back(Logged { seq, event }),
+                            // Out of its turn, because events were missed or the log began anew. Nothing comes after it.
+                            Event::Ended(ending) => self.heard = Some(ending),
+                            _ if seq > self.read => self.must_look = true,
+                            _ => {}
                         }
                     }
                     News::Missed => self.must_look = true,
@@ -110,6 +116,10 @@ impl Events {
     /// The run has ended. What its log holds comes first, if there is one and it can be read.
     async fn end(&mut self) {
         let _ = self.look().await;
+        if self.must_look && !self.found.is_empty() {
+            // There is more to read before the end.
+            return;
+        }
         let Some(ending) = self.heard.take() else { return };
         if !self.found.iter().any(|logged| matches!(logged.event, Event::Ended(_))) {
             let seq = self.found.back().map_or(self.read, |last| last.seq) + 1;
@@ -129,29 +139,38 @@ impl Events {
 
     /// Reads what the log has after the last event that was read, and follows the run from there.
     pub(super) async fn look(&mut self) -> Result<(), Unreachable> {
-        loop {
-            let after = self.read.saturating_sub(self.behind);
-            let (events, length) = match self.queue.follow(self.run, self.front_door, after).await? {
-                Followed::Log { events, length } => (events, length),
-                Followed::Unknown => return self.look_in_ledger().await,
-            };
-            self.must_look = false;
-            if length < after {
-                // It was lost and began anew: what was read of the old one does not count.
-                self.read += 1;
-                self.behind = self.read;
-                self.found.push_back(Logged { seq: self.read, event: Event::Retrying });
-                continue;
-            }
-            let got = events.len() as u64;
-            let events = events.into_iter().map(|Logged { seq, event }| Logged { seq: seq + self.behind, event });
-            self.found.extend(events);
-            if after + got < length {
-                // The rest is worth another page when this one has been read.
-                self.must_look = true;
-            }
+        let after = self.read.saturating_sub(self.behind);
+        let (events, length, began) = match self.queue.follow(self.run, self.front_door, after).await? {
+            Followed::Log { events, length, began } => (events, length, began),
+            Followed::Unknown => return self.look_in_ledger().await,
+        };
+        let is_another = self.began.replace(began).is_some_and(|known| known != began);
+        if is_another || length < after {
+            // It was lost and began anew: what was read of the old one does not count, and the new one comes next.
+            self.read += 1;
+            self.behind = self.read;
+            self.found.push_back(Logged { seq: self.read, event: Event::Retrying });
+            self.must_look = true;
             return Ok(());
         }
+        let got = events.len() as u64;
+        let events = events.into_iter().map(|Logged { seq, event }| Logged { seq: seq + self.behind, event });
+        self.found.extend(events);
+        // What is left is worth another page when this one has been read.
+        self.must_look = after + got < length;
+        Ok(())
+    }
+
+    /// A reader that has read the ending already is told it again, under its number, instead of waiting for what never comes.
+    pub(super) async fn look_back(&mut self) -> Result<(), Unreachable> {
+        if !self.found.is_empty() || self.must_look || self.read == 0 {
+            return Ok(());
+        }
+        let before = self.read - 1;
+        if let Followed::Log { events, .. } = self.queue.follow(self.run, self.front_door, before).await? {
+            self.found.extend(events.into_iter().filter(|logged| matches!(logged.event, Event::Ended(_))));
+        }
+        Ok(())
     }
 
     /// A run without a log has ended some time ago. Or it was accepted, and whoever did so was lost before the queue heard of it: then it goes

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::Notify;
 
-use crate::job::{Ending, Logged};
+use crate::job::{Ending, Event, Logged};
 
 /// Bytes of events that wait for one reader.
 const MOST: usize = 64 * 1024;
@@ -43,15 +43,16 @@ struct State {
 impl Inbox {
     pub(super) fn push(&self, logged: Logged) {
         let mut state = self.lock();
-        // Once something is missed, all that follows it would be out of turn.
-        if !state.missed {
-            state.bytes += logged.event.size();
-            // An event that is larger than the whole inbox still finds its place in an empty one.
-            if state.bytes > MOST && !state.events.is_empty() {
-                state.miss();
-            } else {
-                state.events.push_back(logged);
-            }
+        let bytes = state.bytes + logged.event.size();
+        // An event that is larger than the whole inbox still finds its place in an empty one. Once something is missed, all that follows it
+        // would be out of turn.
+        let has_room = bytes <= MOST || state.events.is_empty();
+        if has_room && !state.missed {
+            state.bytes = bytes;
+            state.events.push_back(logged);
+        } else {
+            state.miss();
+            state.keep_ending(logged.event);
         }
         drop(state);
         self.0.came.notify_one();
@@ -87,8 +88,18 @@ impl Inbox {
 impl State {
     fn miss(&mut self) {
         self.missed = true;
+        if let Some(last) = self.events.pop_back() {
+            self.keep_ending(last.event);
+        }
         self.events.clear();
         self.bytes = 0;
+    }
+
+    /// Nobody says the ending twice, so that it is kept when all else is missed.
+    fn keep_ending(&mut self, event: Event) {
+        if let Event::Ended(ending) = event {
+            self.ended = Some(ending);
+        }
     }
 
     fn take(&mut self) -> Option<News> {
@@ -108,7 +119,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::job::Event;
+    use crate::job::{Fence, Outcome, RunId, UnixMillis, WIRE_VERSION};
 
     fn delta(seq: u64, bytes: usize) -> Logged {
         Logged { seq, event: Event::Delta("a".repeat(bytes)) }
@@ -133,5 +144,45 @@ mod tests {
         assert_eq!(inbox.next().now_or_never(), Some(News::Event(delta(1, 2 * MOST))));
         inbox.push(delta(2, 1));
         assert_eq!(inbox.next().now_or_never(), Some(News::Event(delta(2, 1))));
+    }
+
+    fn ending() -> Box<Ending> {
+        Box::new(Ending {
+            v: WIRE_VERSION,
+            run: RunId::new(),
+            fence: Fence(1),
+            outcome: Outcome::Cancelled,
+            model: String::new(),
+            started_at: None,
+            finished_at: UnixMillis(0),
+            queue_ms: 0,
+            attempt: None,
+        })
+    }
+
+    #[test]
+    fn an_ending_is_kept_whatever_is_missed() {
+        let ending = ending();
+        let last = || Logged { seq: 2, event: Event::Ended(ending.clone()) };
+        let check = |fill: &dyn Fn(&Inbox)| {
+            let inbox = Inbox::default();
+            fill(&inbox);
+            assert_eq!(inbox.next().now_or_never(), Some(News::Missed));
+            assert_eq!(inbox.next().now_or_never(), Some(News::Ended(ending.clone())));
+        };
+        // It comes when there is no room, after something was missed, and before that.
+        check(&|inbox| {
+            inbox.push(delta(1, MOST));
+            inbox.push(last());
+        });
+        check(&|inbox| {
+            inbox.miss();
+            inbox.push(last());
+        });
+        check(&|inbox| {
+            inbox.push(delta(1, 1));
+            inbox.push(last());
+            inbox.miss();
+        });
     }
 }

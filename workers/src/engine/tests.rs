@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    job::{Outcome, RunState, WorkerId},
+    job::{Ending, Outcome, RunState, WIRE_VERSION, WorkerId},
     queue::ScopeLimits,
     tests::{FaultyQueue, Loss, MemoryLedger, Step, eventually, job},
 };
@@ -68,4 +68,76 @@ async fn a_run_whose_caller_was_refused_is_not_executed_when_it_got_in_all_the_s
         (stats.leased == 0 && stats.bytes == 0).then_some(())
     };
     eventually("an empty queue", empty).await;
+}
+
+/// Takes a run that is there, and ends it well.
+async fn execute(rig: &Rig, text: &[String]) {
+    let limits = ScopeLimits {
+        scope: "one".into(),
+        max_concurrency: None,
+        requests_per_minute: None,
+        tokens_per_minute: None,
+        at_once: None,
+    };
+    let claim = rig.queue.claim(WorkerId::new(), 1, &[limits]).await.unwrap().claims.pop().unwrap();
+    if let Some(log) = claim.log {
+        rig.queue.append(claim.job.id, claim.fence, log.next, text).await.unwrap();
+    }
+    let ending = Ending {
+        v: WIRE_VERSION,
+        run: claim.job.id,
+        fence: claim.fence,
+        outcome: Outcome::Succeeded { output: text.concat(), finish_reason: None },
+        model: "gpt-4".into(),
+        started_at: Some(claim.started_at),
+        finished_at: UnixMillis::now(),
+        queue_ms: 0,
+        attempt: None,
+    };
+    rig.queue.stash(&ending).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_waits_and_who_follows_in_one_process_are_both_told() {
+    let rig = Rig::new().await;
+    let job = job();
+    let mut accepted = rig.engine.submit(job.clone(), Vec::new(), Promise::Wait).await.unwrap();
+    let mut events = rig.engine.follow(job.account, job.id, 0).await.unwrap().unwrap();
+    execute(&rig, &[]).await;
+    assert_eq!(accepted.waiter.ending().await.outcome.state(), RunState::Succeeded);
+    assert_eq!(events.ending().await.unwrap().outcome.state(), RunState::Succeeded);
+    assert!(events.next().await.is_none(), "nothing comes after the ending");
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_back_late_misses_nothing() {
+    let rig = Rig::new().await;
+    let job = Job { stream: true, ..job() };
+    let mut events = rig.engine.submit_streamed(job.clone(), Vec::new(), Promise::Wait).await.unwrap().waiter;
+    // More events than a page of the log has, and more text than the inbox.
+    let text: Vec<String> = (0..600).map(|number| format!("{number:0>200} ")).collect();
+    execute(&rig, &text).await;
+    let (mut seqs, mut said) = (Vec::new(), String::new());
+    while let Some(logged) = events.next().await {
+        seqs.push(logged.seq);
+        match logged.event {
+            crate::job::Event::Delta(delta) => said.push_str(&delta),
+            crate::job::Event::Ended(ending) => {
+                assert_eq!(ending.outcome, Outcome::Succeeded { output: said.clone(), finish_reason: None });
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(seqs, (1..=603).collect::<Vec<u64>>());
+    assert_eq!(said, text.concat());
+}
+
+#[tokio::test]
+async fn a_stranger_follows_nothing() {
+    let rig = Rig::new().await;
+    let job = job();
+    rig.engine.submit(job.clone(), Vec::new(), Promise::Committed).await.unwrap();
+    assert!(rig.engine.follow(AccountId::new(), job.id, 0).await.unwrap().is_none());
+    assert!(rig.engine.follow(job.account, RunId::new(), 0).await.unwrap().is_none());
+    assert!(rig.engine.follow(job.account, job.id, u64::MAX).await.unwrap().is_some());
 }

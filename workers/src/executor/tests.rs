@@ -3,6 +3,7 @@
 mod calls;
 mod leases;
 mod pools;
+mod streams;
 
 use std::{
     collections::VecDeque,
@@ -36,6 +37,10 @@ enum Play {
     Hang,
     /// Answers when the gate is opened.
     Wait,
+    /// The answer, after it was said.
+    Say,
+    /// A beginning, and then nothing.
+    SayAndHang,
 }
 
 /// A provider that answers when its script is over.
@@ -60,22 +65,25 @@ impl Scripted {
 
 #[async_trait]
 impl Provider for Scripted {
-    async fn call(&self, _: Call<'_>, _: &mut dyn DeltaSink) -> Result<Completion, CallError> {
+    async fn call(&self, _: Call<'_>, sink: &mut dyn DeltaSink) -> Result<Completion, CallError> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         self.came.lock().unwrap_or_else(PoisonError::into_inner).push(UnixMillis::now());
         let play = self.script.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let play = play.unwrap_or(Play::Answer);
-        if let Play::Wait = play {
-            self.gate.notified().await;
+        match play {
+            Play::Say => sink.delta("Bonjour"),
+            Play::SayAndHang => sink.delta("Bon"),
+            Play::Wait => self.gate.notified().await,
+            _ => {}
         }
         match play {
-            Play::Answer | Play::Wait => {
+            Play::Answer | Play::Say | Play::Wait => {
                 let usage = Usage { input_tokens: Some(10), output_tokens: Some(5) };
                 Ok(Completion { output: "Bonjour".into(), usage, ..Completion::default() })
             }
             Play::Fail => Err(CallError::new(ErrorClass::Failing { after: None }, "ill")),
             Play::Panic => panic!("the script says so"),
-            Play::Hang => std::future::pending().await,
+            Play::Hang | Play::SayAndHang => std::future::pending().await,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::log::LogMark;
 use crate::job::{Ending, Fence, Job, UnixMillis, WorkerId};
 
 /// A limit scope: a provider, with what it allows. `None` is no limit.
@@ -61,15 +62,6 @@ pub struct Claim {
     /// Where the run's log stands; `None` when it has none.
     pub log: Option<LogMark>,
     pub work: Work,
-}
-
-/// Where the log of a run stands for the owner of its lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogMark {
-    /// The number that the next event gets.
-    pub next: u64,
-    /// Text of an earlier call was streamed, and nobody was told to forget it.
-    pub streamed: bool,
 }
 
 impl Claim {

@@ -166,7 +166,7 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
-        Ok(self.step(|state, _| state.follow(run, front_door, after)))
+        Ok(self.step(|state, now| state.follow(run, front_door, after, now)))
     }
 
     async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {

@@ -47,6 +47,13 @@ pub enum Act {
     Reset,
 }
 
+impl Act {
+    /// Whether what comes after it is sent, sooner or later.
+    fn goes_on(&self) -> bool {
+        matches!(self, Act::Send(_) | Act::Wait(_) | Act::Hold(_))
+    }
+}
+
 /// What a request is answered.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -75,7 +82,7 @@ struct Completion {
     usage: Option<(u64, u64)>,
     piece_delay: Duration,
     /// After so many pieces of a stream.
-    then: Option<(usize, Vec<Act>)>,
+    then: Vec<(usize, Act)>,
     done: bool,
 }
 
@@ -98,7 +105,8 @@ impl Answer {
     fn completion(pieces: Option<Vec<String>>) -> Self {
         let finish_reason = Some("stop".to_owned());
         let usage = Some((10, 5));
-        let kind = Completion { pieces, finish_reason, usage, piece_delay: Duration::ZERO, then: None, done: true };
+        let kind =
+            Completion { pieces, finish_reason, usage, piece_delay: Duration::ZERO, then: Vec::new(), done: true };
         Self { before: Vec::new(), kind: Kind::Completion(kind) }
     }
 
@@ -130,13 +138,12 @@ impl Answer {
 
     /// A stream that is held after so many pieces.
     pub fn held_after(self, pieces: usize, gate: &Gate) -> Self {
-        let acts = vec![Act::Hold(gate.clone())];
-        self.with(|completion| completion.then = Some((pieces, acts)))
+        self.then_after(pieces, Act::Hold(gate.clone()))
     }
 
     /// A stream that does something else (breaks, hangs, …) after so many pieces.
     pub fn then_after(self, pieces: usize, act: Act) -> Self {
-        self.with(|completion| completion.then = Some((pieces, vec![act])))
+        self.with(|completion| completion.then.push((pieces, act)))
     }
 
     /// Waits before anything is sent.
@@ -272,7 +279,7 @@ impl Answer {
     /// What the answer says that it used, if it is a complete one.
     pub(super) fn told_usage(&self) -> Option<(u64, u64)> {
         match &self.kind {
-            Kind::Completion(completion) if completion.then.is_none() => completion.usage,
+            Kind::Completion(completion) if completion.then.iter().all(|(_, act)| act.goes_on()) => completion.usage,
             _ => None,
         }
     }
@@ -339,7 +346,7 @@ impl Completion {
         ];
         let then = |sent: usize| {
             let due = self.then.iter().filter(move |(after, _)| *after == sent);
-            due.flat_map(|(_, acts)| acts.iter().cloned())
+            due.map(|(_, act)| act.clone())
         };
         acts.extend(then(0));
         for (number, text) in (1..).zip(self.texts(request)) {

@@ -217,16 +217,25 @@ async fn a_lost_stream_fails_and_is_not_billed_again() {
     let rig = Rig::new(1).await;
     rig.submit(Job { stream: true, ..job() }).await;
     let claim = rig.claim().await;
-    let before = LogMark { next: 3, streamed: false };
-    assert_eq!(claim.log, Some(before));
+    let before = claim.log.unwrap();
     let silent = lost(&rig, &claim);
     assert!(matches!(settle(&rig.shared, &silent).await, Done::Gone), "nobody was told anything yet");
     let claim = rig.claim().await;
-    let spoke = Claim { log: Some(LogMark { streamed: true, ..before }), ..lost(&rig, &claim) };
-    let ending = recorded(settle(&rig.shared, &spoke).await);
+    rig.queue.append(claim.job.id, claim.fence, 5, &["Bon".into()]).await.unwrap();
+    let said = Claim { log: Some(LogMark { streamed: true, ..before }), ..lost(&rig, &claim) };
+    let ending = recorded(settle(&rig.shared, &said).await);
     let Outcome::Failed(failure) = &ending.outcome else { panic!("{ending:?}") };
     assert_eq!(failure.code, "worker_lost");
     assert_eq!(ending.attempt.map(|attempt| attempt.outcome), Some(AttemptOutcome::WorkerLost));
+}
+
+#[tokio::test]
+async fn a_lost_stream_of_which_nothing_was_said_is_called_again() {
+    let rig = Rig::new(1).await;
+    rig.submit(Job { stream: true, ..job() }).await;
+    let claim = rig.claim().await;
+    assert!(matches!(settle(&rig.shared, &lost(&rig, &claim)).await, Done::Gone));
+    assert_eq!(rig.claim().await.attempt, 2);
 }
 
 #[tokio::test]

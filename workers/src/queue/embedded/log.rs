@@ -20,6 +20,8 @@ const KEPT_BYTES: usize = 64 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Log {
     events: Vec<Event>,
+    /// As [`Followed::Log`] has it.
+    began: u64,
     followers: Vec<FrontDoorId>,
     bytes: usize,
     streamed: bool,
@@ -30,8 +32,8 @@ pub(super) type Outbox = Vec<(FrontDoorId, Reply)>;
 
 impl Log {
     /// The log of a run that has just come in.
-    pub(super) fn begin(follower: Option<FrontDoorId>) -> Self {
-        Self { events: vec![Event::Queued], followers: follower.into_iter().collect(), ..Self::default() }
+    pub(super) fn begin(follower: Option<FrontDoorId>, began: u64) -> Self {
+        Self { events: vec![Event::Queued], began, followers: follower.into_iter().collect(), ..Self::default() }
     }
 
     pub(super) fn note(&mut self, run: RunId, event: Event, outbox: &mut Outbox) {
@@ -81,11 +83,11 @@ impl Log {
     }
 
     pub(super) fn after(&self, after: u64) -> Followed {
-        let events = (after + 1..)
+        let events = (after.saturating_add(1)..)
             .zip(self.events.iter().skip(usize::try_from(after).unwrap_or(usize::MAX)))
             .take(LOG_PAGE)
             .map(|(seq, event)| Logged { seq, event: event.clone() });
-        Followed::Log { events: events.collect(), length: self.length() }
+        Followed::Log { events: events.collect(), length: self.length(), began: self.began }
     }
 
     fn tell(&self, run: RunId, event: Event, outbox: &mut Outbox) {
@@ -146,14 +148,14 @@ impl State {
         Held::Done
     }
 
-    pub(super) fn follow(&mut self, id: RunId, front_door: FrontDoorId, after: u64) -> Followed {
+    pub(super) fn follow(&mut self, id: RunId, front_door: FrontDoorId, after: u64, now: Now) -> Followed {
         let Some(run) = self.runs.get_mut(&id) else { return self.logs.after(id, after) };
         let attempts = run.attempts;
         let (call, ending) = match run.lease() {
             Some(lease) => (matches!(lease.task, Task::Call).then_some(attempts), lease.ending.as_deref()),
             None => (None, None),
         };
-        let begun = run.log.is_none().then(|| Box::new(so_far(call, ending)));
+        let begun = run.log.is_none().then(|| Box::new(so_far(call, ending, now)));
         let log = run.log.get_or_insert_with(|| begun.unwrap_or_default());
         log.follow(front_door);
         log.after(after)
@@ -161,9 +163,9 @@ impl State {
 }
 
 /// The events of a run that nobody followed so far.
-fn so_far(call: Option<i32>, ending: Option<&Ending>) -> Log {
+fn so_far(call: Option<i32>, ending: Option<&Ending>, now: Now) -> Log {
     let started = call.map(|attempt| Event::Started { attempt });
     let ended = ending.map(|ending| Event::Ended(Box::new(ending.clone())));
     let events = [Some(Event::Queued), started, ended].into_iter().flatten().collect();
-    Log { events, ..Log::default() }
+    Log { events, began: now.beginning(), ..Log::default() }
 }

@@ -26,6 +26,11 @@ impl Now {
     pub(super) fn moment(self) -> UnixMillis {
         UnixMillis::from_micros(self.micros)
     }
+
+    /// For what begins now and is to be told from what began before.
+    pub(super) fn beginning(self) -> u64 {
+        self.micros.unsigned_abs()
+    }
 }
 
 /// The moment `after` from `at`, or a century from it: a time that is never reached must not overflow.

@@ -156,7 +156,8 @@ impl State {
                 missed = run.lease().and_then(|lease| lease.ending.clone()).map(|ending| (front_door, ending));
             }
         } else if matches!(admitted, Admitted::Yes { .. }) {
-            self.add(Restored { job, attempts: 0, limited: 0, fence: Fence::default() }, reply_to, now);
+            let restored = Restored { job, attempts: 0, limited: 0, fence: Fence::default() };
+            self.add(restored, reply_to, 0, now);
         }
         (admitted, missed)
     }
@@ -332,7 +333,7 @@ impl State {
 
     pub(super) fn restore(&mut self, runs: &[Restored], now: Now) {
         for run in runs {
-            self.add(run.clone(), None, now);
+            self.add(run.clone(), None, now.beginning(), now);
         }
     }
 
@@ -387,12 +388,12 @@ impl State {
     }
 
     /// Takes a run in that the queue does not know.
-    fn add(&mut self, restored: Restored, reply_to: Option<FrontDoorId>, now: Now) {
+    fn add(&mut self, restored: Restored, reply_to: Option<FrontDoorId>, log_began: u64, now: Now) {
         let Restored { job, attempts, limited, fence } = restored;
         if self.knows(job.id) {
             return;
         }
-        let log = job.stream.then(|| Box::new(Log::begin(reply_to)));
+        let log = job.stream.then(|| Box::new(Log::begin(reply_to, log_began)));
         self.leases.pass(fence);
         let mut run = Run {
             bytes: weight(&job),

@@ -33,7 +33,7 @@ macro_rules! script {
 }
 
 script!(ADMIT, "", "rates.lua", "admission.lua", "admit.lua");
-script!(ENQUEUE, "", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
+script!(ENQUEUE, "", "log.lua", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
 script!(RESTORE, "", "put.lua", "restore.lua");
 script!(CLAIM, " flags=allow-oom", "log.lua", "rates.lua", "tokens.lua", "loss.lua", "claim.lua");
 script!(HEARTBEAT, " flags=allow-oom", "heartbeat.lua");

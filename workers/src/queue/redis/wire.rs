@@ -181,13 +181,19 @@ fn log_mark(mark: &[u8]) -> Result<Option<LogMark>, Unreachable> {
 
 /// Reads the answer of `follow.lua`. Events of another version are passed over: their readers have the ending.
 pub(super) fn followed(answer: &[Vec<u8>], after: u64) -> Result<Followed, Unreachable> {
-    let (length, events) = answer.split_first().ok_or_else(|| garbled("a log without its length"))?;
+    let [length, first, events @ ..] = answer else { return Err(garbled("a log without its length")) };
     let length = parse(length)?;
     if length == 0 {
         return Ok(Followed::Unknown);
     }
     let logged = |(seq, event): (u64, &Vec<u8>)| Logged { seq, event: Event::decode(event).unwrap_or(Event::Skipped) };
-    Ok(Followed::Log { events: (after + 1..).zip(events).map(logged).collect(), length })
+    let began = match first.split_first() {
+        Some((b'q', [])) => 0,
+        Some((b'q', began)) => parse(began)?,
+        // Its beginning is gone: it is none of those that a reader may know.
+        _ => u64::MAX,
+    };
+    Ok(Followed::Log { events: (after + 1..).zip(events).map(logged).collect(), length, began })
 }
 
 /// The fields are empty when no call was lost.

@@ -1,4 +1,5 @@
--- The log of a run's events is the list `events:<id>`, whose n-th element is event n. The run's field `log` says that there is one: 'd' while
+-- The log of a run's events is the list `events:<id>`, whose n-th element is event n. The first one, 'q', has behind it when the log began, unless that
+-- was with the run's submission. The run's field `log` says that there is one: 'd' while
 -- text is in it that counts, '1' otherwise. `followers` are the front doors that are told, separated by spaces.
 
 local function tell(id, followers, seq, event)
@@ -15,6 +16,12 @@ end
 
 local function follows(followers, front_door)
   return string.find(' ' .. (followers or '') .. ' ', ' ' .. front_door .. ' ', 1, true) ~= nil
+end
+
+local function follow(id, followers, front_door)
+  if not follows(followers, front_door) then
+    redis.call('HSET', key('run', id), 'followers', (followers and followers .. ' ' or '') .. front_door)
+  end
 end
 
 -- Where the log stands, for the owner of a lease: the number of the next event, with a 'd' behind it while text counts.

@@ -5,7 +5,8 @@
 -- logged from the start, reply address (or empty), job.
 local PUT_ARGS = 13
 
-local function put(at)
+-- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission.
+local function put(at, began)
   local id, account, lane, scope = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local scopes, deadline, tokens, attempts, limited, fence, log, reply_to, job =
     ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12]
@@ -23,7 +24,7 @@ local function put(at)
     set('log', '1')
     if reply_to ~= '' then set('followers', reply_to) end
     redis.call('DEL', key('events', id))
-    redis.call('RPUSH', key('events', id), 'q')
+    redis.call('RPUSH', key('events', id), 'q' .. began)
   end
   redis.call('SET', key('job', id), job)
   redis.call('HSET', key('run', id), unpack(fields))

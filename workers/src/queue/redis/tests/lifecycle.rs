@@ -315,3 +315,24 @@ async fn a_paused_queue_hands_nothing_out_and_wakes_its_workers_afterwards() {
     soon(queue.wait(worker, Duration::from_secs(20))).await.unwrap();
     queue.claim_one(worker).await;
 }
+
+#[tokio::test]
+async fn the_log_of_a_run_that_has_ended_goes_with_time() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    let lives = async |job: &Job| server.command::<i64>(&["PTTL", &queue.key(&format!("events:{}", job.id))]).await;
+    // It ended as it should, and its ending could not be stashed.
+    for stashed in [true, false] {
+        let job = Job { stream: true, ..job() };
+        queue.put(&job).await;
+        let claim = queue.claim_one(worker).await;
+        assert_eq!(lives(&job).await, -1, "for as long as the run is there");
+        if stashed {
+            queue.stash(&ending(&claim, worker)).await.unwrap();
+        }
+        queue.finish(&[(job.id, claim.fence)]).await.unwrap();
+        let most = i64::try_from(crate::queue::LOG_RETENTION.as_millis()).unwrap();
+        assert!((1..=most).contains(&lives(&job).await), "stashed: {stashed}");
+    }
+}

@@ -1,0 +1,37 @@
+//! The log of a run's events, as every queue keeps it: how much, for how long, and what its readers are answered.
+
+use std::time::Duration;
+
+use crate::job::Logged;
+
+/// How long the log of a run can be read after its end.
+pub const LOG_RETENTION: Duration = Duration::from_secs(600);
+/// Text that one log keeps, in bytes: more than any model writes. What comes after that reaches those who follow live, and is in the output.
+pub const LOG_BYTES: usize = 4 << 20;
+/// Events that one look into a log returns, at most.
+pub const LOG_PAGE: usize = 256;
+
+/// Where the log of a run stands for the owner of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogMark {
+    /// The number that the next event gets.
+    pub next: u64,
+    /// Text of an earlier call was streamed, and nobody was told to forget it.
+    pub streamed: bool,
+}
+
+/// What [`Queue::follow`](super::Queue::follow) found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Followed {
+    Log {
+        /// The events after the asked one, up to a page of them.
+        events: Vec<Logged>,
+        /// How many the log has in all.
+        length: u64,
+        /// Tells the logs of one run apart: 0 for that of its submission. One that began later (somebody followed then, or the run was restored
+        /// after its log was lost) has its moment, by the queue's clock.
+        began: u64,
+    },
+    /// The queue has no log of the run and knows none: it never did, or the log's retention is over.
+    Unknown,
+}
