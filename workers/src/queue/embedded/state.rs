@@ -16,10 +16,9 @@ use super::{
     waiting::Waiting,
 };
 use crate::{
-    job::{Ending, Fence, FrontDoorId, Job, Lane, Outcome, RunId, WorkerId},
+    job::{Ending, Fence, FrontDoorId, Job, Lane, RunId, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Held, LaneStats, QueueStats, Recalled, Release, Renewal, Restored,
-        Sighting, Submission, ending_in_queue,
+        Admission, Admitted, Claim, Held, LaneStats, QueueStats, Recalled, Renewal, Restored, Sighting, Submission,
     },
 };
 
@@ -44,7 +43,7 @@ pub(super) struct State {
     rates: Rates,
     pub(super) tombstones: Tombstones,
     /// Grows with every change that may let a worker claim something.
-    changes: u64,
+    pub(super) changes: u64,
     /// For each worker that found less than it could take: the changes it had seen. There is one worker a process.
     drained: HashMap<WorkerId, u64>,
 }
@@ -227,56 +226,6 @@ impl State {
         }
     }
 
-    pub(super) fn release(&mut self, id: RunId, fence: Fence, how: Release, now: Now) -> Held {
-        let Some(run) = self.runs.get_mut(&id) else {
-            return if self.tombstones.contains(id) { Held::Elsewhere } else { Held::Unknown };
-        };
-        let scope = self.scopes.get_mut(run.scope());
-        let Some(lease) = run.held(fence).filter(|lease| lease.ending.is_none()) else { return Held::Elsewhere };
-        if let Some(scope) = scope {
-            scope.free(id, lease.expires);
-        }
-        self.changes += 1;
-        let limited = matches!((&how, &lease.task), (Release::Limited { .. }, Task::Call));
-        let uncounted = how == Release::HandBack && matches!(lease.task, Task::Call);
-        let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire(_));
-        let (first, since) = (lease.first, lease.ready_since);
-        if lease.asked.is_some() || unfinished {
-            // What is left to do is no call, and reapers hand that out.
-            self.leases.orphan(id, lease, now);
-            return Held::Done;
-        }
-        self.leases.drop(id, lease);
-        run.place = Place::Nowhere;
-        if let Some(log) = run.log.as_mut().filter(|log| how != Release::HandBack || log.streamed()) {
-            log.retrying(id, &mut self.outbox);
-        }
-        match how {
-            Release::Retry { after, target } | Release::Limited { after, target } => {
-                run.limited += i32::from(limited);
-                run.target = target.min(run.job.targets.len().saturating_sub(1));
-                if after.is_zero() {
-                    self.waiting.enter(run, now.at, End::Back);
-                } else {
-                    self.waiting.delay(run, far(now.at, after));
-                }
-            }
-            Release::HandBack => {
-                if uncounted {
-                    run.attempts -= 1;
-                }
-                if first {
-                    run.started_at = None;
-                }
-                self.waiting.enter(run, since, End::Front);
-                if uncounted && let Some(line) = self.waiting.line_mut(run.scope(), run.job.lane) {
-                    line.refund(run.job.account, run.cost());
-                }
-            }
-        }
-        Held::Done
-    }
-
     pub(super) fn reap(&mut self, worker: WorkerId, limit: usize, now: Now) -> Vec<Claim> {
         let mut claims = Vec::new();
         while claims.len() < limit {
@@ -297,30 +246,6 @@ impl State {
             self.changes += 1;
         }
         claims
-    }
-
-    /// Also returns which front door is to be told.
-    pub(super) fn cancel(&mut self, id: RunId, outcome: Outcome, now: Now) -> (Cancelled, Option<FrontDoorId>) {
-        let Some(run) = self.runs.get_mut(&id) else {
-            let finished = self.tombstones.contains(id);
-            return (if finished { Cancelled::Finished } else { Cancelled::Unknown }, None);
-        };
-        if let Some(lease) = run.lease_mut() {
-            if lease.ending.is_some() {
-                return (Cancelled::Finished, None);
-            }
-            lease.asked.get_or_insert(outcome);
-            return (Cancelled::Signalled, None);
-        }
-        let since = self.waiting.remove(run).unwrap_or(now.at);
-        self.leases.grant(run, None, Task::Record, since, now);
-        let fence = run.lease().map(|lease| lease.fence).unwrap_or_default();
-        let ending = Box::new(ending_in_queue(&run.job, fence, outcome, now.moment(), run.started_at));
-        if let Some(lease) = run.lease_mut() {
-            lease.ending = Some(ending.clone());
-        }
-        let reply_to = run.announce(&ending, &mut self.outbox);
-        (Cancelled::Ended { job: run.job.clone(), ending }, reply_to)
     }
 
     pub(super) fn pause_scope(&mut self, scope: &str, after: Duration, now: Now) {
