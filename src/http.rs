@@ -24,6 +24,7 @@ mod events;
 mod headers;
 mod health;
 mod idempotency;
+mod list;
 mod prefer;
 mod run_body;
 mod runs;
@@ -71,6 +72,7 @@ pub fn router(front: FrontDoor) -> Router {
         |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
     let api = Router::new()
         .route("/api/v1/run", guarded(post(runs::create)))
+        .route("/api/v1/runs", guarded(get(list::show)))
         .route("/api/v1/runs/{id}", guarded(get(runs::show)))
         .route("/api/v1/runs/{id}/events", guarded(get(events::show)))
         .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))

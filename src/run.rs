@@ -31,9 +31,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use workers::{
-    Accepted, CancelOutcome, Engine, Promise, RunView, SubmitError, Waiter,
+    Accepted, CancelOutcome, Engine, Page, Promise, RunView, SubmitError, Waiter,
     job::{AccountId, Ending, Job, ModelRequest, RunId, UnixMillis, WIRE_VERSION},
-    ledger::{IdempotencyKey, KnownRun},
+    ledger::{IdempotencyKey, KnownRun, RunFilter},
     queue::{RateLeft, RateRule},
 };
 
@@ -197,6 +197,17 @@ impl Runner {
     /// A run of the account, with its attempts.
     pub async fn find(&self, account: AccountId, run: RunId) -> Result<RunView, RunError> {
         self.engine.find(account, run).await?.ok_or(RunError::RunNotFound)
+    }
+
+    /// Runs of the account before `before`, newest first, without their outputs.
+    pub async fn list(
+        &self,
+        account: AccountId,
+        filter: &RunFilter,
+        before: Option<RunId>,
+        limit: usize,
+    ) -> Result<Page, RunError> {
+        Ok(self.engine.list(account, filter, before, limit).await?)
     }
 
     /// What happens to a run of the account from after the event `after`, live or from its log.

@@ -3,6 +3,7 @@
 mod ending;
 mod events;
 mod inbox;
+mod list;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -19,7 +20,7 @@ use std::{
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use crate::engine::{events::Events, waiters::Waiter};
+pub use crate::engine::{events::Events, list::Page, waiters::Waiter};
 use crate::{
     engine::waiters::Waiters,
     fail,

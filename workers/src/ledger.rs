@@ -10,6 +10,7 @@ mod dead;
 mod fault;
 mod group;
 mod idempotency;
+mod list;
 mod read;
 mod runs;
 mod store;
@@ -25,6 +26,7 @@ pub use self::{
     dead::DeadRun,
     fault::Fault,
     idempotency::{IdempotencyKey, KEY_LIFE, KnownRun},
+    list::RunFilter,
 };
 use self::{group::Insert, runs::Texts, store::Store};
 use crate::{
@@ -190,6 +192,18 @@ impl Ledger {
     /// One run of an account with its attempts. A terminal one never changes again.
     pub async fn find(&self, account: AccountId, run: RunId) -> Result<Option<RunRecord>, LedgerError> {
         read::find(&self.store, account, run).await
+    }
+
+    /// Runs of an account before `before`, newest first, without their outputs. The ledger does not know which of those that have not ended has
+    /// a worker.
+    pub async fn list(
+        &self,
+        account: AccountId,
+        filter: &RunFilter,
+        before: Option<RunId>,
+        limit: u64,
+    ) -> Result<Vec<RunRecord>, LedgerError> {
+        list::list(&self.store, account, filter, before, limit).await
     }
 
     /// The recorded attempts of a run, whether its row is there or not.

@@ -19,4 +19,6 @@ pub mod retry;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Accepted, CancelOutcome, Engine, EngineSettings, Events, Promise, RunView, SubmitError, Waiter};
+pub use engine::{
+    Accepted, CancelOutcome, Engine, EngineSettings, Events, Page, Promise, RunView, SubmitError, Waiter,
+};

@@ -149,7 +149,7 @@ pub(super) async fn count_unfinished(store: &Store) -> Result<u64, LedgerError> 
 
 /// The attempts of each run, numbered in the order of their fences. The number that a worker gave may be another one's too: whoever took
 /// the run over did not always know of the call before.
-async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, LedgerError> {
+pub(super) async fn attempts_of(store: &Store, runs: &[Uuid]) -> Result<HashMap<Uuid, Vec<Attempt>>, LedgerError> {
     if runs.is_empty() {
         return Ok(HashMap::new());
     }
