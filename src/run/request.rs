@@ -89,10 +89,14 @@ impl RunRequest {
         if text.trim_ascii().is_empty() {
             return Err(InvalidRequest::Empty);
         }
-        let map = match json::parse(text)? {
-            Value::Object(map) => map,
-            other => return Err(InvalidRequest::NotAnObject { found: kind(&other) }),
-        };
+        match json::parse(text)? {
+            Value::Object(map) => Self::of_fields(map, answer),
+            other => Err(InvalidRequest::NotAnObject { found: kind(&other) }),
+        }
+    }
+
+    /// The same from the members of an object that was read by [`parse_json`](super::parse_json).
+    pub fn of_fields(map: Map<String, Value>, answer: Answer) -> Result<Self, InvalidRequest> {
         let mut fields = Fields { map, problems: Vec::new() };
         let request = Self {
             prompt: fields.prompt_name(),
