@@ -27,3 +27,4 @@ mod prompts;
 mod retries;
 mod server;
 mod support;
+mod websocket;

@@ -96,6 +96,10 @@ impl Process {
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Everything that it wrote.
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
