@@ -2,6 +2,7 @@
 
 mod client;
 mod ending;
+mod idle;
 mod limits;
 mod opening;
 mod others;

@@ -85,7 +85,7 @@ async fn what_is_no_websocket_closes_the_socket(mode: Mode) {
 }
 
 /// Bytes of memory that a process has.
-fn memory(pid: u32) -> u64 {
+pub fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
