@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
     response::Response,
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -109,8 +109,9 @@ impl<'a> Offered<'a> {
 /// What the client's key is answered with, if the request is a good opening handshake (RFC 6455, section 4.2.1).
 fn handshake(request: &Request) -> Result<String, ApiError> {
     let headers = request.headers();
-    if request.version() != Version::HTTP_11 {
-        return Err(refuse("upgrade_required", "A WebSocket is opened over HTTP/1.1"));
+    // axum answers HEAD with what is meant for GET.
+    if request.version() != Version::HTTP_11 || request.method() != Method::GET {
+        return Err(refuse("upgrade_required", "A WebSocket is opened by GET over HTTP/1.1"));
     }
     if !has_word(headers, header::CONNECTION, "upgrade") || !has_word(headers, header::UPGRADE, "websocket") {
         return Err(refuse("upgrade_required", "This address takes WebSocket clients only"));

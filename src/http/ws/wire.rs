@@ -24,7 +24,7 @@ use tokio_tungstenite::{
 };
 
 /// What is read at a time. Every socket has a buffer of this size, and most sockets are idle.
-const READ_BYTES: usize = 2 * 1024;
+const READ_BYTES: usize = 1024;
 /// How long a peer has to take the last words and to say goodbye.
 const PARTING: Duration = Duration::from_secs(3);
 
