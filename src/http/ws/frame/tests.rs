@@ -113,7 +113,7 @@ fn json_values() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(4, 24, 6, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
-            prop::collection::btree_map(text.clone(), inner, 0..8).prop_map(|map| Value::from_iter(map)),
+            prop::collection::btree_map(text.clone(), inner, 0..8).prop_map(Value::from_iter),
         ]
     })
 }
