@@ -41,6 +41,7 @@ pub struct Config {
     /// Keys the hashes of API keys; absent, hashes are unkeyed.
     pub secret_key: Option<Secret>,
     pub workers: WorkerConfig,
+    pub websocket: WebSocketConfig,
     pub engine: EngineSettings,
     pub limits: LimitsConfig,
     pub retry: RetryPolicy,
@@ -82,6 +83,21 @@ pub struct ServerConfig {
     pub header_read_timeout: Duration,
     /// How long requests and runs in flight may take after SIGTERM.
     pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct WebSocketConfig {
+    /// Origins of pages that may open sockets beside those of the server's own, as browsers write them; `*` is any.
+    pub allowed_origins: Vec<String>,
+    /// Sockets of one front door, at most; and of one key on it.
+    pub max_sockets: usize,
+    pub max_sockets_per_key: usize,
+    /// Runs that one socket follows at a time.
+    pub max_runs: usize,
+    /// Of a message from a client.
+    pub max_message_bytes: usize,
+    /// How often clients are asked whether they are there, and how long they have to answer.
+    pub ping: Duration,
 }
 
 #[derive(Clone, Debug)]

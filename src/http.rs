@@ -31,6 +31,7 @@ mod runs;
 mod server;
 mod shell;
 mod sse;
+mod ws;
 
 use std::sync::Arc;
 
@@ -41,8 +42,15 @@ use axum::{
 };
 use workers::Engine;
 
+use self::ws::Sockets;
 pub use self::{health::Readiness, server::serve};
-use crate::{config::Config, intake::Intake, keys::Keys, prompts::Prompts, run::Runner};
+use crate::{
+    config::{Config, WebSocketConfig},
+    intake::Intake,
+    keys::Keys,
+    prompts::Prompts,
+    run::Runner,
+};
 
 /// What the front door needs. Cheap to clone.
 #[derive(Clone)]
@@ -60,13 +68,17 @@ struct Door {
     keys: Keys,
     runner: Runner,
     max_body_bytes: usize,
+    sockets: Sockets,
+    websocket: WebSocketConfig,
 }
 
 /// Every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
     let FrontDoor { keys, prompts, engine, intake, config, readiness } = front;
     let max_body_bytes = config.server.max_body_bytes;
-    let door = Arc::new(Door { keys, runner: Runner::new(prompts, engine, intake, config), max_body_bytes });
+    let websocket = config.websocket.clone();
+    let runner = Runner::new(prompts, engine, intake, config);
+    let door = Arc::new(Door { keys, runner, max_body_bytes, sockets: Sockets::default(), websocket });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
     let guarded =
         |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
@@ -76,6 +88,8 @@ pub fn router(front: FrontDoor) -> Router {
         .route("/api/v1/runs/{id}", guarded(get(runs::show)))
         .route("/api/v1/runs/{id}/events", guarded(get(events::show)))
         .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
+        // Browsers cannot set its headers, so it looks for the key itself.
+        .route("/api/v1/ws", get(ws::open))
         .with_state(door.clone());
     shell::wrap(api.merge(health::routes(readiness)))
 }

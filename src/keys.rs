@@ -4,13 +4,13 @@ mod table;
 mod text;
 mod uses;
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc, time::Duration};
 
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, DatabaseConnection, EntityTrait, QueryFilter, QueryOrder,
 };
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
 use workers::{
     job::{AccountId, KeyId, UnixMillis},
@@ -28,6 +28,11 @@ use crate::{
 
 /// Keys that a process remembers, and wrong keys.
 const MAX_REMEMBERED: u64 = 100_000;
+
+/// How long a key that expires is trusted to the clock that was read: clocks are set.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+/// The pause before a database that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Who makes a request.
 #[derive(Clone, Debug)]
@@ -138,6 +143,35 @@ impl Keys {
         }
         self.uses.note(known.principal.key, now);
         Ok(known.principal)
+    }
+
+    /// Ends when a key opens nothing any more: within a second of its revocation, or when it expires. For what holds on to a key for
+    /// long. Dropped before its end, it did nothing.
+    pub async fn lost(&self, text: &str) {
+        let Some(text) = KeyText::parse(text) else { return };
+        let mut changed = self.changes.subscribe();
+        loop {
+            // Boxed, so that the many that wait here do not keep the room that a look-up needs.
+            let known = Box::pin(self.known.get(text.digest(), self.load(&text))).await;
+            let pause = match known {
+                Ok(Some(Known { expires_at: None, .. })) => None,
+                Ok(Some(Known { expires_at: Some(end), .. })) => {
+                    let left = end.since(UnixMillis::now());
+                    if left == 0 {
+                        return;
+                    }
+                    Some(Duration::from_millis(left).min(LOOK_AGAIN))
+                }
+                Ok(None) => return,
+                // What cannot be read is not known to be lost.
+                Err(_) => Some(ASK_AGAIN),
+            };
+            tokio::select! {
+                // The sender lives as long as `self`.
+                _ = changed.changed() => {}
+                () = async { match pause { Some(pause) => sleep(pause).await, None => pending().await } } => {}
+            }
+        }
     }
 
     /// Mints a key. Refused when the account does not exist.

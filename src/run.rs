@@ -37,6 +37,7 @@ use workers::{
     queue::{RateLeft, RateRule},
 };
 
+pub(crate) use self::json::parse as parse_json;
 use self::{budget::Budgets, streamed::Progress};
 pub use self::{
     error::{RunError, failure_of},

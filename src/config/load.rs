@@ -12,7 +12,8 @@ use tracing_subscriber::EnvFilter;
 use workers::{EngineSettings, retry::RetryPolicy};
 
 use super::{
-    Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WorkerConfig, environment,
+    Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WebSocketConfig, WorkerConfig,
+    environment,
     file::{self, FileContent, TableEntry},
     keys::ENV_CONFIG,
     reader::{Given, Reader, Reported, Setting},
@@ -132,6 +133,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let secret_key = reader.optional("security.secret_key", value::secret);
     let slots = reader.required("workers.slots", value::whole(1..=100_000));
     let lease = reader.required("workers.lease_ms", value::whole(1_000..=600_000)).map(Duration::from_millis);
+    let websocket = websocket(reader);
     let max_depth = reader.required("queue.max_depth", value::whole(1..=1_000_000_000));
     let max_bytes = reader.required("queue.max_bytes", value::whole(1..=1 << 50));
     let limits = limits(reader);
@@ -145,6 +147,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
         redis: redis?,
         secret_key: secret_key?,
         workers: WorkerConfig { slots: slots?, lease: lease? },
+        websocket: websocket?,
         engine: EngineSettings { max_depth: max_depth?, max_bytes: max_bytes? },
         limits: limits?,
         retry: retry?,
@@ -176,6 +179,23 @@ fn server(reader: &mut Reader) -> Result<ServerConfig, Reported> {
         max_body_bytes: max_body_bytes?,
         header_read_timeout: header_read_timeout?,
         drain_timeout: drain_timeout?,
+    })
+}
+
+fn websocket(reader: &mut Reader) -> Result<WebSocketConfig, Reported> {
+    let allowed_origins = reader.optional("websocket.allowed_origins", value::origins);
+    let max_sockets = reader.required("websocket.max_sockets", value::whole(1..=1_000_000));
+    let max_sockets_per_key = reader.required("websocket.max_sockets_per_key", value::whole(1..=1_000_000));
+    let max_runs = reader.required("websocket.max_runs", value::whole(1..=10_000));
+    let max_message_bytes = reader.required("websocket.max_message_bytes", value::whole(1..=1 << 30));
+    let ping = reader.required("websocket.ping_ms", value::millis);
+    Ok(WebSocketConfig {
+        allowed_origins: allowed_origins?.unwrap_or_default(),
+        max_sockets: max_sockets?,
+        max_sockets_per_key: max_sockets_per_key?,
+        max_runs: max_runs?,
+        max_message_bytes: max_message_bytes?,
+        ping: ping?,
     })
 }
 

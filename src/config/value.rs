@@ -154,6 +154,32 @@ pub(super) fn words(value: &Value, allowed: &[&'static str]) -> Result<Vec<Strin
         .collect()
 }
 
+/// Origins of web pages as browsers write them (RFC 6454): scheme, host and, where it is not the scheme's own, port. `*` is any of them.
+/// The environment writes them with commas between.
+pub(super) fn origins(value: &Value) -> Result<Vec<String>, Wrong> {
+    let expected = "a list of origins, such as https://chat.example, or *";
+    let texts = match value {
+        Value::List(items) => items.iter().map(text).collect::<Result<Vec<_>, _>>().ok(),
+        Value::Untyped(list) => Some(list.split(',').map(|origin| origin.trim().to_owned()).collect()),
+        _ => None,
+    };
+    let Some(texts) = texts else { return Err(Wrong::expected(expected)) };
+    texts
+        .into_iter()
+        .map(|text| {
+            let written = Url::parse(&text).ok().filter(Url::has_host).map(|url| url.origin().ascii_serialization());
+            if text == "*" || written.as_deref() == Some(&text) {
+                return Ok(text);
+            }
+            let found = match written {
+                Some(written) if written != "null" => format!("a list with {text:?}, which browsers write {written:?}"),
+                _ => format!("a list with {text:?}"),
+            };
+            Err(Wrong { expected: expected.to_owned(), found: Some(found) })
+        })
+        .collect()
+}
+
 /// A URL with one of these schemes, kept as it was written.
 pub(super) fn url(value: &Value, schemes: &[&'static str]) -> Result<Secret, Wrong> {
     let text = text(value).unwrap_or_default();

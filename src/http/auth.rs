@@ -10,7 +10,10 @@ use axum::{
 };
 
 use super::{Door, error::ApiError};
-use crate::{keys::KeyError, run::RunError};
+use crate::{
+    keys::{KeyError, Keys, Principal},
+    run::RunError,
+};
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -21,12 +24,27 @@ pub(super) async fn require_key(
     next: Next,
 ) -> Result<Response, ApiError> {
     let key = credentials(request.headers())?;
-    let principal = door.keys.authenticate(key).await.map_err(|error| match error {
-        KeyError::Invalid => invalid(),
-        KeyError::Store(error) => RunError::from(error).into(),
-    })?;
+    let principal = authenticate(&door.keys, key).await?;
     request.extensions_mut().insert(principal);
     Ok(next.run(request).await)
+}
+
+pub(super) async fn authenticate(keys: &Keys, key: &str) -> Result<Arc<Principal>, ApiError> {
+    keys.authenticate(key).await.map_err(|error| match error {
+        KeyError::Invalid => invalid(),
+        KeyError::Store(error) => RunError::from(error).into(),
+    })
+}
+
+/// The key of a request that may bring it another way, as `offered`.
+pub(super) fn credentials_or<'a>(headers: &'a HeaderMap, offered: &[&'a str]) -> Result<&'a str, ApiError> {
+    if offered.is_empty() {
+        return credentials(headers);
+    }
+    let named = headers.contains_key(X_API_KEY) || single(headers, header::AUTHORIZATION)?.and_then(bearer).is_some();
+    let mut all = offered.iter().copied().chain(if named { Some(credentials(headers)?) } else { None });
+    let key = all.next().ok_or_else(missing)?;
+    if all.all(|other| other == key) { Ok(key) } else { Err(invalid()) }
 }
 
 /// The one key of a request. Two that differ, or a header that occurs twice, are refused: a proxy in front may have looked at the other one.

@@ -6,7 +6,7 @@ use std::{borrow::Cow, error::Error, sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -33,6 +33,8 @@ struct Parts {
     run: Option<RunId>,
     details: Option<Value>,
     rates: Vec<RateLeft>,
+    /// One more header of the answer.
+    header: Option<(HeaderName, HeaderValue)>,
     /// For the log only.
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
@@ -47,6 +49,27 @@ struct ErrorBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     run_id: Option<RunId>,
     retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a Value>,
+}
+
+/// An error as a socket tells it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorMessage<'a> {
+    #[serde(rename = "type")]
+    name: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    code: &'a str,
+    error: &'a str,
+    status: u16,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_id: Option<RunId>,
+    retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<&'a Value>,
 }
@@ -66,6 +89,7 @@ impl ApiError {
             run: None,
             details: None,
             rates: Vec::new(),
+            header: None,
             source: None,
         }))
     }
@@ -110,17 +134,15 @@ impl ApiError {
         self
     }
 
+    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.header = Some((name, value));
+        self
+    }
+
     /// The response, and the only line that the log has about it.
     pub(super) fn render(&self, request_id: &str) -> Response {
-        let Parts { status, code, sentence, retryable, retry_after, run, details, rates, source } = &*self.0;
-        if let Some(source) = source {
-            let chain = chain(source.as_ref());
-            if *status == StatusCode::INTERNAL_SERVER_ERROR {
-                tracing::error!(request_id, code = code.as_ref(), error = chain, "a request failed");
-            } else {
-                tracing::warn!(request_id, code = code.as_ref(), error = chain, "a request was refused");
-            }
-        }
+        self.log(request_id);
+        let Parts { status, code, sentence, retryable, retry_after, run, details, rates, header, source: _ } = &*self.0;
         let (run_id, details) = (*run, details.as_ref());
         let body =
             ErrorBody { success: false, error: sentence, code, request_id, run_id, retryable: *retryable, details };
@@ -133,7 +155,47 @@ impl ApiError {
             map.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"prompt-manager\""));
         }
         headers::insert_rates(map, rates);
+        if let Some((name, value)) = header {
+            map.insert(name, value.clone());
+        }
         response
+    }
+}
+
+impl ApiError {
+    /// The same as a message on a socket, with the id that its client chose for what it is about; and the line in the log.
+    pub(super) fn message(&self, id: Option<&str>, request_id: &str) -> String {
+        self.log(request_id);
+        let Parts { status, code, sentence, retryable, retry_after, run, details, .. } = &*self.0;
+        let body = ErrorMessage {
+            name: "error",
+            id,
+            code,
+            error: sentence,
+            status: status.as_u16(),
+            request_id,
+            run_id: *run,
+            retryable: *retryable,
+            retry_after_ms: retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
+            details: details.as_ref(),
+        };
+        // Strings, numbers and JSON always serialise.
+        serde_json::to_string(&body).unwrap_or_default()
+    }
+
+    pub(super) fn about(mut self, run: RunId) -> Self {
+        self.0.run.get_or_insert(run);
+        self
+    }
+
+    fn log(&self, request_id: &str) {
+        let Parts { status, code, source: Some(source), .. } = &*self.0 else { return };
+        let chain = chain(source.as_ref());
+        if *status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(request_id, code = code.as_ref(), error = chain, "a request failed");
+        } else {
+            tracing::warn!(request_id, code = code.as_ref(), error = chain, "a request was refused");
+        }
     }
 }
 
@@ -151,6 +213,7 @@ impl From<RunError> for ApiError {
             run: error.run(),
             details: error.details(),
             rates: error.rates().to_vec(),
+            header: None,
             source: is_ours.then(|| Arc::new(error) as _),
         }))
     }

@@ -1,7 +1,8 @@
 //! Connections: accepted, bounded in time and size, and brought to an end.
 //!
 //! axum's own `serve` sets no timer and waits for ever when it stops, so this is the loop around hyper-util's
-//! connections. Every connection, and every HTTP/2 stream on one, is a task of one tracker: when [`serve`] returns, none is left.
+//! connections. Every connection, every HTTP/2 stream on one, and whatever a connection is upgraded to is a task of one tracker: when
+//! [`serve`] returns, none is left.
 
 mod deadline;
 
@@ -127,7 +128,8 @@ impl Connections {
         let first_request = FirstRequest::default();
         let timer = HeadTimer::new(self.header_read_timeout);
         let io = Watched::new(TokioIo::new(stream), first_request.clone(), timer.clone());
-        let service = TowerToHyperService::new(first_request.clone().noticed_by(self.router));
+        let upgrades = Upgrades { tasks: self.tasks.clone(), stop: self.stop.clone(), cut: self.cut.clone() };
+        let service = TowerToHyperService::new(first_request.clone().noticed_by(self.router, upgrades));
         let mut builder = Builder::new(TrackedExecutor { tasks: self.tasks, cut: self.cut.clone() });
         builder
             .http1()
@@ -141,7 +143,7 @@ impl Connections {
             .keep_alive_timeout(PING_TIME)
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX));
-        let connection = builder.serve_connection(io, service);
+        let connection = builder.serve_connection_with_upgrades(io, service);
         pin!(connection);
         let stop = async {
             self.stop.cancelled().await;
@@ -166,6 +168,26 @@ impl Connections {
                 () = self.cut.cancelled() => return,
             }
         }
+    }
+}
+
+/// What a request that stops to be HTTP takes along from its server. Requests that ask for an upgrade have it as an extension.
+#[derive(Clone)]
+pub(super) struct Upgrades {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Upgrades {
+    /// Runs what the connection becomes. The server waits for it when it stops, and cuts it off like a request.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(self.cut.clone().run_until_cancelled_owned(task));
+    }
+
+    /// Cancelled when the server stops: what does not end by itself has to see to it then.
+    pub(super) fn stop(&self) -> &CancellationToken {
+        &self.stop
     }
 }
 

@@ -21,8 +21,10 @@ pub(super) fn wrap(routes: Router) -> Router {
     routes.fallback(|| async { ApiError::plain(StatusCode::NOT_FOUND) }).layer(from_fn(shell))
 }
 
-async fn shell(request: Request, next: Next) -> Response {
+async fn shell(mut request: Request, next: Next) -> Response {
     let request_id = request_id(request.headers());
+    // For handlers that say it beyond their answer.
+    request.headers_mut().insert(X_REQUEST_ID, request_id.clone());
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         // The panic hook has written what happened; the payload may hold anything and goes nowhere.

@@ -97,10 +97,14 @@ impl RunRequest {
         }
         let value = json::parse(text)?;
         let key = key.map(|key| IdempotencyKey { key: key.to_owned(), digest: digest(&value) });
-        let map = match value {
-            Value::Object(map) => map,
-            other => return Err(InvalidRequest::NotAnObject { found: kind(&other) }),
-        };
+        match value {
+            Value::Object(map) => Ok(Self { key, ..Self::of_fields(map, answer)? }),
+            other => Err(InvalidRequest::NotAnObject { found: kind(&other) }),
+        }
+    }
+
+    /// The same from the members of an object that was read by [`parse_json`](super::parse_json).
+    pub fn of_fields(map: Map<String, Value>, answer: Answer) -> Result<Self, InvalidRequest> {
         let mut fields = Fields { map, problems: Vec::new() };
         let request = Self {
             prompt: fields.prompt_name(),
@@ -118,7 +122,7 @@ impl RunRequest {
                 _ => None,
             }),
             answer,
-            key,
+            key: None,
         };
         fields.finish()?;
         Ok(request)

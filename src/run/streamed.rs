@@ -71,6 +71,11 @@ impl Streamed {
         }
     }
 
+    /// The caller is sent away, which is no hanging up: the run goes on, and its events can be read from another process.
+    pub fn release(mut self) {
+        self.hang_up.armed = false;
+    }
+
     fn tell(&mut self, logged: Option<Logged>) -> Option<Logged> {
         self.progress = match (&logged, self.progress) {
             (Some(Logged { event: Event::Ended(_), .. }) | None, _) => Progress::Over,

@@ -143,6 +143,7 @@ fn another_value(key: &str) -> &'static str {
         "database.url" => "postgres://db/pm",
         "redis.url" => "redis://cache",
         "redis.pool" => "eu",
+        "websocket.allowed_origins" => "https://chat.example",
         "security.secret_key" => "0123456789abcdef",
         "retention.keep_content" => "false",
         "log.level" => "debug",
@@ -155,12 +156,33 @@ fn another_value(key: &str) -> &'static str {
 }
 
 #[test]
+fn origins_are_written_as_browsers_write_them() {
+    let origins = |list: &str| Setup::new().file(&format!("[websocket]\nallowed_origins = {list}"));
+    let allowed = origins("['https://chat.example', 'http://localhost:3000']").config().websocket.allowed_origins;
+    assert_eq!(allowed, ["https://chat.example", "http://localhost:3000"]);
+    assert_eq!(origins("['*']").config().websocket.allowed_origins, ["*"]);
+    let listed = Setup::new().env("PROMPT_MANAGER_WEBSOCKET__ALLOWED_ORIGINS", "https://a.example, https://b.example");
+    assert_eq!(listed.config().websocket.allowed_origins, ["https://a.example", "https://b.example"]);
+    check_refused(
+        origins("['https://chat.example:443/']"),
+        "websocket.allowed_origins (prompt-manager.toml, line 2) must be a list of origins, such as https://chat.example, or *, \
+         but is a list with \"https://chat.example:443/\", which browsers write \"https://chat.example\"",
+    );
+    check_refused(
+        origins("['chat.example']"),
+        "websocket.allowed_origins (prompt-manager.toml, line 2) must be a list of origins, such as https://chat.example, or *, \
+         but is a list with \"chat.example\"",
+    );
+}
+
+#[test]
 fn every_key_can_be_set_in_the_environment_and_in_the_file() {
     for key in KEYS {
         let text = another_value(key.name);
         let (section, name) = key.name.split_once('.').unwrap();
         let typed = match key.kind {
             Kind::Number | Kind::Flag => text.to_owned(),
+            Kind::List => format!("[{text:?}]"),
             _ => format!("{text:?}"),
         };
         let file = Setup::new().file(&format!("[{section}]\n{name} = {typed}"));

@@ -27,7 +27,7 @@ macro_rules! in_both_modes {
         }
     };
 }
-use in_both_modes;
+pub(crate) use in_both_modes;
 
 /// The contract's prompt, as its third version.
 const EMAIL_DE_BIENVENUE: &str = "Email de Bienvenue";
@@ -81,7 +81,7 @@ async fn cancel(app: &App, id: &str) -> Answer {
 
 /// The shape that every error has, with its status and code; `Retry-After` wherever it is promised.
 #[track_caller]
-fn assert_refused(answer: &Answer, status: u16, code: &str) {
+pub(crate) fn assert_refused(answer: &Answer, status: u16, code: &str) {
     assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{answer:?}");
     assert_eq!(answer.body["success"], false, "{answer:?}");
     assert!(!answer.body["error"].as_str().unwrap().is_empty(), "{answer:?}");

@@ -29,3 +29,4 @@ mod retries;
 mod server;
 mod streaming;
 mod support;
+mod websocket;

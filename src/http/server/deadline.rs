@@ -16,18 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, extract::Request, response::Response};
+use axum::{Router, extract::Request, http::header, response::Response};
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
+
+use super::Upgrades;
 
 /// Whether the connection has brought a request yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FirstRequest(CancellationToken);
 
 impl FirstRequest {
-    pub(super) fn noticed_by(self, router: Router) -> Noticing {
-        Noticing { router, first: self }
+    pub(super) fn noticed_by(self, router: Router, upgrades: Upgrades) -> Noticing {
+        Noticing { router, first: self, upgrades }
     }
 
     fn has_come(&self) -> bool {
@@ -40,11 +42,12 @@ impl FirstRequest {
     }
 }
 
-/// The router, telling the connection that a request has come.
+/// The router, telling the connection that a request has come, and a request for an upgrade what it needs.
 #[derive(Clone)]
 pub(super) struct Noticing {
     router: Router,
     first: FirstRequest,
+    upgrades: Upgrades,
 }
 
 impl<B> Service<Request<B>> for Noticing
@@ -59,8 +62,11 @@ where
         Service::<Request<B>>::poll_ready(&mut self.router, cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         self.first.0.cancel();
+        if request.headers().contains_key(header::UPGRADE) {
+            request.extensions_mut().insert(self.upgrades.clone());
+        }
         self.router.call(request)
     }
 }

@@ -23,6 +23,8 @@ const WINDOW: Duration = Duration::from_millis(15);
 const PAUSE: Duration = Duration::from_millis(60);
 /// How long the last text of a call may hold up its ending while the queue does not answer. The ending has all of it.
 const LAST_TEXT: Duration = Duration::from_secs(2);
+/// Bytes of one event, at most: everybody who follows a run has room for a few events at least.
+const MOST: usize = 16 * 1024;
 
 /// Collects what a call says.
 #[derive(Clone, Default)]
@@ -75,6 +77,21 @@ impl DeltaSink for Collector {
     }
 }
 
+/// Cuts text into events: most often it is one.
+fn pieces(text: String) -> Vec<String> {
+    if text.len() <= MOST {
+        return vec![text];
+    }
+    let mut pieces = Vec::new();
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(MOST));
+        pieces.push(piece.to_owned());
+        rest = after;
+    }
+    pieces
+}
+
 /// Writes text to the log of a claimed run.
 pub struct Writer<'a> {
     shared: &'a Shared,
@@ -82,30 +99,28 @@ pub struct Writer<'a> {
     collector: &'a Collector,
     next: u64,
     /// Written, or perhaps written, and not confirmed.
-    pending: Option<String>,
+    pending: Vec<String>,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(shared: &'a Shared, claim: &'a Claim, log: LogMark, collector: &'a Collector) -> Self {
-        Self { shared, claim, collector, next: log.next, pending: None }
+        Self { shared, claim, collector, next: log.next, pending: Vec::new() }
     }
 
     /// Writes until the call has ended and all is written, or the run is no longer ours. A call that is dropped may be repeated.
     pub async fn write(&mut self) {
         let (run, fence) = (self.claim.job.id, self.claim.fence);
         loop {
-            let text = match self.pending.take() {
-                Some(text) => text,
-                None => match self.collector.next().await {
-                    Some(text) => text,
+            if self.pending.is_empty() {
+                match self.collector.next().await {
+                    Some(text) => self.pending = pieces(text),
                     None => return,
-                },
-            };
-            let deltas = std::slice::from_ref(self.pending.insert(text));
-            match fail::around("append", self.shared.queue.append(run, fence, self.next, deltas)).await {
+                }
+            }
+            match fail::around("append", self.shared.queue.append(run, fence, self.next, &self.pending)).await {
                 Ok(Held::Done) => {
-                    self.next += 1;
-                    self.pending = None;
+                    self.next += u64::try_from(self.pending.len()).unwrap_or(u64::MAX);
+                    self.pending.clear();
                     self.pause().await;
                 }
                 // Its heartbeat tells the same.
@@ -127,7 +142,7 @@ impl<'a> Writer<'a> {
 
     /// Whether a caller may have seen text of this call.
     pub fn has_written(&self, log: LogMark) -> bool {
-        self.next > log.next || self.pending.is_some()
+        self.next > log.next || !self.pending.is_empty()
     }
 
     /// Lets more text come, unless there is none to come.
@@ -139,5 +154,24 @@ impl<'a> Writer<'a> {
         };
         // Either way it goes on.
         let _ = tokio::time::timeout(WINDOW, ended).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lot_of_text_becomes_several_events() {
+        let check = |text: &str, expect: &[usize]| {
+            let pieces = pieces(text.to_owned());
+            assert_eq!(pieces.iter().map(String::len).collect::<Vec<_>>(), expect);
+            assert_eq!(pieces.concat(), text);
+        };
+        check("Bonjour", &[7]);
+        check(&"x".repeat(MOST), &[MOST]);
+        check(&"x".repeat(2 * MOST + 1), &[MOST, MOST, 1]);
+        // No character is cut in two: this one has three bytes.
+        check(&"€".repeat(MOST / 3 + 1), &[MOST / 3 * 3, 3]);
     }
 }

@@ -22,6 +22,11 @@ impl Gate {
         self.0.send_replace(true);
     }
 
+    /// Answers that are held now.
+    pub fn holds(&self) -> usize {
+        self.0.receiver_count()
+    }
+
     pub async fn opened(&self) {
         let mut gate = self.0.subscribe();
         // The sender lives as long as `self`.
