@@ -83,7 +83,7 @@ fn anything_else_is_refused() {
 fn a_run_keeps_its_options() {
     let text = r#"{"type":"run.create","id":"a","promptName":"p","onDisconnect":"continue","timeoutMs":5}"#;
     let Ok(Frame::Create { request, .. }) = parse(text) else { panic!("refused") };
-    assert_eq!(request.on_disconnect, OnDisconnect::Continue);
+    assert_eq!(request.on_disconnect, Some(OnDisconnect::Continue));
     assert_eq!(request.timeout, Some(std::time::Duration::from_millis(5)));
 }
 
