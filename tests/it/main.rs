@@ -21,6 +21,7 @@ mod hunting;
 mod idempotency;
 mod ledger;
 mod limits;
+mod listing;
 mod openai;
 mod operating;
 mod operators;
