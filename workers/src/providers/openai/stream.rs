@@ -134,3 +134,6 @@ fn of_parser(error: sse_stream::Error) -> CallError {
         other => CallError::new(ErrorClass::Garbage, format!("the stream is no text: {other}")),
     }
 }
+
+#[cfg(test)]
+mod tests;
