@@ -26,8 +26,9 @@ mod json;
 mod plan;
 mod request;
 mod streamed;
+mod told;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use workers::{
@@ -38,7 +39,7 @@ use workers::{
 };
 
 pub(crate) use self::json::parse as parse_json;
-use self::{budget::Budgets, streamed::Progress};
+use self::{budget::Budgets, streamed::Progress, told::Told};
 pub use self::{
     error::{RunError, failure_of},
     joined::Joined,
@@ -132,7 +133,18 @@ impl Runner {
         };
         let deadline = later(accepted_at, timeout);
         let progress = Progress::Told(0);
-        Ok(Begun::Now(Streamed { run, prompt_version, rates, created_at, deadline, events: waiter, hang_up, progress }))
+        Ok(Begun::Now(Streamed {
+            run,
+            prompt_version,
+            rates,
+            created_at,
+            deadline,
+            events: waiter,
+            hang_up,
+            progress,
+            told: Told::default(),
+            next: VecDeque::new(),
+        }))
     }
 
     /// Resolve, render, and all that can be refused before the queue is asked.

@@ -1,6 +1,6 @@
 //! A run whose caller is told of everything as it happens.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use workers::{
@@ -9,7 +9,7 @@ use workers::{
     queue::RateLeft,
 };
 
-use super::HangUp;
+use super::{HangUp, told::Told};
 
 /// How long after its deadline the ending of a run may come before its caller is told without it: whoever has the run ends it by then, or cannot be
 /// reached.
@@ -26,6 +26,9 @@ pub struct Streamed {
     pub(super) events: Events,
     pub(super) hang_up: HangUp,
     pub(super) progress: Progress,
+    pub(super) told: Told,
+    /// What comes next, whatever else happens.
+    pub(super) next: VecDeque<Logged>,
 }
 
 impl Drop for Streamed {
@@ -50,6 +53,9 @@ impl Streamed {
     /// be read from another one. A call that is dropped loses nothing.
     pub async fn next(&mut self) -> Option<Logged> {
         loop {
+            if let Some(logged) = self.next.pop_front() {
+                return Some(logged);
+            }
             let give_up = match self.progress {
                 Progress::Told(_) => self.deadline,
                 Progress::Overdue(_) => self.deadline + LAST_WORDS,
@@ -84,7 +90,8 @@ impl Streamed {
         };
         // A caller that was told the end, or has to look for it elsewhere, does not hang up.
         self.hang_up.armed &= self.progress != Progress::Over;
-        logged
+        self.next.extend(self.told.hear(logged?));
+        self.next.pop_front()
     }
 
     /// Nobody said how the run ended, and its deadline has passed.

@@ -60,14 +60,14 @@ async fn runs_are_listed_newest_first_and_filtered(mode: Mode) {
 
     let filtered = async |query: &str| ids(&list(&app, last, query).await);
     assert_eq!(filtered("state=succeeded").await, newest_first[3..]);
-    assert_eq!(filtered("state=failed").await, [failed.clone()]);
-    assert_eq!(filtered("state=running").await, [running.clone()]);
-    assert_eq!(filtered("state=queued").await, [queued.clone()]);
+    assert_eq!(filtered("state=failed").await, [failed.as_str()]);
+    assert_eq!(filtered("state=running").await, [running.as_str()]);
+    assert_eq!(filtered("state=queued").await, [queued.as_str()]);
     assert_eq!(filtered("state=expired").await, Vec::<String>::new());
-    assert_eq!(filtered("promptName=Other").await, [failed.clone()]);
-    assert_eq!(filtered("priority=batch&model=gpt-4").await, [failed.clone()]);
+    assert_eq!(filtered("promptName=Other").await, [failed.as_str()]);
+    assert_eq!(filtered("priority=batch&model=gpt-4").await, [failed.as_str()]);
     let created = app.run(0, &ended[1]).await.body["createdAt"].as_str().unwrap().to_owned();
-    assert_eq!(filtered(&format!("createdBefore={created}")).await, [ended[0].clone()]);
+    assert_eq!(filtered(&format!("createdBefore={created}")).await, [ended[0].as_str()]);
     assert_eq!(filtered(&format!("createdAfter={created}&state=succeeded")).await, newest_first[3..5]);
 
     // Page after page, each run once.

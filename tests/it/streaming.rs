@@ -2,6 +2,7 @@
 
 mod breaking;
 mod ending;
+mod many;
 mod resuming;
 mod telling;
 
