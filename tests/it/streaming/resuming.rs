@@ -83,8 +83,12 @@ async fn a_log_that_is_gone_still_has_an_end(mode: Mode) {
             .await;
             assert_eq!(redis.cli(&["DEL", &format!("{{q:default}}:events:{run}")]).trim(), "1");
         }
-        // The memory of an embedded queue goes with its process.
-        None => app.restart_front_door(0).await,
+        // The memory of an embedded queue goes with its process. That is stopped, and not killed: a status is shown before the ledger has it.
+        None => {
+            app.front_doors[0].signal("TERM");
+            assert!(app.front_doors[0].exited(Duration::from_secs(60)).success());
+            app.restart_front_door(0).await;
+        }
     }
     let door = other(&app);
     let told = app.follow(door, &run, 0).await.rest().await;
