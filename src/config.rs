@@ -42,6 +42,7 @@ pub struct Config {
     pub secret_key: Option<Secret>,
     pub workers: WorkerConfig,
     pub engine: EngineSettings,
+    pub batches: BatchesConfig,
     pub limits: LimitsConfig,
     pub retry: RetryPolicy,
     /// Whether rendered inputs and outputs are stored with ended runs.
@@ -105,6 +106,15 @@ pub struct WorkerConfig {
     pub slots: usize,
     /// How long a worker owns a run without a heartbeat.
     pub lease: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct BatchesConfig {
+    pub max_lines: u32,
+    /// Of a whole body.
+    pub max_bytes: u64,
+    /// Runs of one batch that have not ended, at most.
+    pub max_in_flight: usize,
 }
 
 #[derive(Clone, Copy, Debug)]

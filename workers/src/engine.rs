@@ -2,6 +2,7 @@
 
 mod ending;
 mod events;
+mod fed;
 mod inbox;
 #[cfg(test)]
 mod tests;
