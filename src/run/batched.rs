@@ -3,7 +3,7 @@
 use workers::job::{Lane, RunId, UnixMillis};
 
 use super::{Planned, RunError, RunRequest, Runner, plan, rules};
-use crate::keys::Principal;
+use crate::{config::LimitsConfig, keys::Principal};
 
 impl Runner {
     /// Whether the account may start runs now, as far as that is known without one.
@@ -13,6 +13,10 @@ impl Runner {
             return Err(RunError::Draining);
         }
         Ok(())
+    }
+
+    pub fn limits(&self) -> &LimitsConfig {
+        &self.config.limits
     }
 
     /// Accepts a run under an id that was chosen before, or says why not. It may be repeated while nobody knows what became of it.

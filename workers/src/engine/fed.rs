@@ -53,8 +53,11 @@ impl Engine {
     }
 
     /// How many of these runs a worker has. None, while the queue does not say.
-    pub async fn count_leased(&self, runs: &[RunId]) -> usize {
-        let looks = stream::iter(runs).map(|&run| self.0.queue.locate(run)).buffer_unordered(LOOKS);
-        looks.filter(|sighting| std::future::ready(matches!(sighting, Ok(Some(seen)) if seen.leased))).count().await
+    pub async fn count_leased(&self, runs: Vec<RunId>) -> usize {
+        let look = |run| {
+            let queue = self.0.queue.clone();
+            async move { matches!(queue.locate(run).await, Ok(Some(seen)) if seen.leased) }
+        };
+        stream::iter(runs).map(look).buffer_unordered(LOOKS).filter(|leased| std::future::ready(*leased)).count().await
     }
 }
