@@ -371,7 +371,8 @@ impl Feeder {
         let unborn: Vec<(RunId, LineState)> = unborn.map(|(run, _)| (*run, LineState::Cancelled)).collect();
         self.end(&unborn).await?;
         let is_due = |run: &RunId| self.told.get(run).is_none_or(|told| told.elapsed() > TELL_AGAIN);
-        let runs: Vec<RunId> = self.open.keys().filter(|run| is_due(run)).take(CANCELS * 8).copied().collect();
+        // The newest first: they wait, and would take the slots that the others leave.
+        let runs: Vec<RunId> = self.open.keys().rev().filter(|run| is_due(run)).take(CANCELS * 8).copied().collect();
         let engine = &self.inner.engine;
         let told: Vec<(RunId, bool)> = stream::iter(runs)
             .map(async |run| (run, engine.cancel(account, run).await.is_ok()))

@@ -23,7 +23,7 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// The bytes of a body whose headers say that it is JSON.
 pub(super) async fn read_json(headers: &HeaderMap, body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {
-    require_type(headers, &["application/json"], "The Content-Type must be application/json")?;
+    require_json(headers)?;
     require_plain(headers)?;
     timeout(READ_TIME, read(headers, body, max_bytes)).await.map_err(|_| too_slow())?
 }
@@ -85,6 +85,10 @@ pub(super) async fn linger(mut body: Body) {
     };
     // A caller that is slow beyond that is cut off, and had its chance.
     let _ = timeout(LINGER_TIME, drain).await;
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    require_type(headers, &["application/json"], "The Content-Type must be application/json")
 }
 
 fn require_type(headers: &HeaderMap, types: &[&str], sentence: &'static str) -> Result<(), ApiError> {

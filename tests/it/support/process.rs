@@ -96,6 +96,13 @@ impl Process {
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     }
 
+    /// Memory that it holds, in KiB: proc_pid_status(5).
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim_end_matches("kB").trim().parse().unwrap()
+    }
+
     /// Everything that it wrote.
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
