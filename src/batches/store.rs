@@ -1,18 +1,19 @@
-//! What is asked of the tables, and each change of them: one transaction that begins with the batch's own row.
+//! The changes that feed a batch, each one transaction that begins with the batch's own row. What uploads write is in [`upload`], what callers ask
+//! in [`asked`].
 //!
 //! Whoever changes lines holds the lock on the batch's row, so that the counts move with the lines, and a front door that lost its claim
 //! changes nothing.
 
+mod asked;
+mod upload;
+
 use std::time::Duration;
 
 use sea_orm::{
-    ActiveValue::{NotSet, Set},
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, QueryFilter, QueryOrder,
-    QuerySelect, QueryTrait,
-    entity::prelude::*,
-    sea_query::OnConflict,
+    ActiveValue::Set, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, ExprTrait,
+    QueryFilter, QueryOrder, QuerySelect, QueryTrait, entity::prelude::*, sea_query::OnConflict,
 };
-use workers::job::{AccountId, KeyId, RunId, UnixMillis};
+use workers::job::{RunId, UnixMillis};
 
 use super::{
     BatchId,
@@ -51,164 +52,6 @@ impl Store {
     pub(super) fn new(db: DatabaseConnection) -> Self {
         Self { db, me: Uuid::now_v7() }
     }
-
-    // The upload.
-
-    pub(super) async fn open(
-        &self,
-        id: BatchId,
-        account: AccountId,
-        key: KeyId,
-        now: UnixMillis,
-    ) -> Result<(), StoreError> {
-        let row = batches::ActiveModel {
-            id: Set(id.0),
-            account: Set(account.0),
-            api_key: Set(key.0),
-            state: Set(BatchState::Receiving.as_str().to_owned()),
-            total: Set(0),
-            succeeded: Set(0),
-            failed: Set(0),
-            cancelled: Set(0),
-            next_index: Set(0),
-            created_at: Set(now.0),
-            touched_at: Set(now.0),
-            finished_at: NotSet,
-            claimed_by: NotSet,
-            claimed_until: Set(0),
-        };
-        batches::Entity::insert(row).exec_without_returning(&self.db).await?;
-        Ok(())
-    }
-
-    /// Adds lines to a batch that is being received; those that are refused already are `failed`. Lost when it was given up in the meantime.
-    pub(super) async fn add(
-        &self,
-        id: BatchId,
-        rows: Vec<lines::Model>,
-        failed: i32,
-        now: UnixMillis,
-    ) -> Result<Claimed, StoreError> {
-        let transaction = db::begin(&self.db).await?;
-        let total = i32::try_from(rows.len()).unwrap_or(i32::MAX);
-        let grown = batches::Entity::update_many()
-            .col_expr(batches::Column::Total, Expr::col(batches::Column::Total).add(total))
-            .col_expr(batches::Column::Failed, Expr::col(batches::Column::Failed).add(failed))
-            .col_expr(batches::Column::TouchedAt, Expr::value(now.0))
-            .filter(batches::Column::Id.eq(id.0))
-            .filter(batches::Column::State.eq(BatchState::Receiving.as_str()))
-            .exec(&transaction)
-            .await?;
-        if grown.rows_affected == 0 {
-            return Ok(Claimed::Lost);
-        }
-        let mut rows = rows.into_iter().map(lines::ActiveModel::from).peekable();
-        while rows.peek().is_some() {
-            let some = rows.by_ref().take(MAX_ROWS);
-            lines::Entity::insert_many(some).exec_without_returning(&transaction).await?;
-        }
-        transaction.commit().await?;
-        Ok(Claimed::Ours)
-    }
-
-    /// The whole body is there: from here on the batch runs.
-    pub(super) async fn run(&self, id: BatchId, now: UnixMillis) -> Result<Claimed, StoreError> {
-        let transaction = db::begin(&self.db).await?;
-        let started = batches::Entity::update_many()
-            .col_expr(batches::Column::State, Expr::value(BatchState::Running.as_str()))
-            .col_expr(batches::Column::TouchedAt, Expr::value(now.0))
-            .filter(batches::Column::Id.eq(id.0))
-            .filter(batches::Column::State.eq(BatchState::Receiving.as_str()))
-            .exec(&transaction)
-            .await?;
-        if started.rows_affected == 0 {
-            return Ok(Claimed::Lost);
-        }
-        finish(&transaction, id, now).await?;
-        transaction.commit().await?;
-        Ok(Claimed::Ours)
-    }
-
-    /// Drops a batch that never ran.
-    pub(super) async fn discard(&self, id: BatchId) -> Result<(), StoreError> {
-        let transaction = db::begin(&self.db).await?;
-        let dropped = batches::Entity::delete_many()
-            .filter(batches::Column::Id.eq(id.0))
-            .filter(batches::Column::State.eq(BatchState::Receiving.as_str()))
-            .exec(&transaction)
-            .await?;
-        if dropped.rows_affected > 0 {
-            lines::Entity::delete_many().filter(lines::Column::Batch.eq(id.0)).exec(&transaction).await?;
-        }
-        transaction.commit().await?;
-        Ok(())
-    }
-
-    /// Uploads that did not grow since then: their front doors are gone.
-    pub(super) async fn stale(&self, since: UnixMillis) -> Result<Vec<BatchId>, StoreError> {
-        let select = batches::Entity::find()
-            .select_only()
-            .column(batches::Column::Id)
-            .filter(batches::Column::FinishedAt.is_null())
-            .filter(batches::Column::State.eq(BatchState::Receiving.as_str()))
-            .filter(batches::Column::TouchedAt.lt(since.0));
-        Ok(select.into_tuple::<Uuid>().all(&self.db).await?.into_iter().map(BatchId).collect())
-    }
-
-    // What callers ask.
-
-    pub(super) async fn find(&self, account: AccountId, id: BatchId) -> Result<Option<batches::Model>, StoreError> {
-        let select = batches::Entity::find_by_id(id.0)
-            .filter(batches::Column::Account.eq(account.0))
-            .filter(batches::Column::State.ne(BatchState::Receiving.as_str()));
-        Ok(select.one(&self.db).await?)
-    }
-
-    /// Whether it was running until now.
-    pub(super) async fn cancel(&self, account: AccountId, id: BatchId) -> Result<bool, StoreError> {
-        let cancelled = batches::Entity::update_many()
-            .col_expr(batches::Column::State, Expr::value(BatchState::Cancelled.as_str()))
-            .filter(batches::Column::Id.eq(id.0))
-            .filter(batches::Column::Account.eq(account.0))
-            .filter(batches::Column::State.eq(BatchState::Running.as_str()))
-            .exec(&self.db)
-            .await?;
-        Ok(cancelled.rows_affected > 0)
-    }
-
-    /// Lines that have ended, in their order, after `after`.
-    pub(super) async fn ended(
-        &self,
-        id: BatchId,
-        after: Option<i32>,
-        limit: u64,
-    ) -> Result<Vec<lines::Model>, StoreError> {
-        let open = [LineState::Waiting.as_str(), LineState::Fed.as_str()];
-        let mut select = lines::Entity::find()
-            .filter(lines::Column::Batch.eq(id.0))
-            .filter(lines::Column::State.is_not_in(open))
-            .order_by_asc(lines::Column::LineIndex)
-            .limit(limit);
-        if let Some(after) = after {
-            select = select.filter(lines::Column::LineIndex.gt(after));
-        }
-        Ok(select.all(&self.db).await?)
-    }
-
-    /// The lines whose runs are on their way, with those runs.
-    pub(super) async fn fed(&self, id: BatchId) -> Result<Vec<(i32, RunId)>, StoreError> {
-        let select = lines::Entity::find()
-            .select_only()
-            .columns([lines::Column::LineIndex, lines::Column::Run])
-            .filter(lines::Column::Batch.eq(id.0))
-            // In words, not as a parameter: only so is the partial index of these lines used.
-            .filter(Expr::cust("state = 'fed'"))
-            .order_by_asc(lines::Column::LineIndex);
-        let rows = select.into_tuple::<(i32, Option<Uuid>)>().all(&self.db).await?;
-        Ok(rows.into_iter().filter_map(|(index, run)| Some((index, RunId(run?)))).collect())
-    }
-
-    // The feeder.
 
     /// Batches with something left to do that nobody feeds, oldest first.
     pub(super) async fn unclaimed(&self, now: UnixMillis, limit: u64) -> Result<Vec<BatchId>, StoreError> {

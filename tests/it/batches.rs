@@ -363,8 +363,7 @@ async fn each_ran_once(app: &App, front_door: usize, id: &str, total: usize) {
     let end = finished(app, front_door, id).await;
     assert_eq!((&end["state"], &end["succeeded"]), (&json!("completed"), &json!(total)), "{end}");
     let results = all_results(app, front_door, id).await;
-    let indexes: Vec<usize> = results.iter().map(|result| result["index"].as_u64().unwrap() as usize).collect();
-    assert_eq!(indexes, (0..total).collect::<Vec<_>>());
+    assert!(results.len() == total && results.iter().enumerate().all(|(index, result)| result["index"] == index));
     let calls = calls(app);
     assert!(calls.len() == total && calls.values().all(|calls| *calls == 1), "each line is called for once");
     assert_eq!(count(app, "runs").await, i64::try_from(total).unwrap());
@@ -394,6 +393,21 @@ async fn another_front_door_goes_on_when_the_one_that_feeds_is_killed() {
     each_ran_once(&app, 0, &id, 2_000).await;
     let accepted: Vec<String> = Vec::new();
     invariants::hold(&app, &accepted).await;
+}
+
+/// The front door that feeds dies between any two steps of a line; what it began is repeated under the same ids.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feeder_may_die_at_every_step_of_a_line() {
+    for step in ["insert.before", "insert.after", "enqueue.after"] {
+        let mut app = app(Mode::Distributed).await;
+        app.front_doors[1].kill();
+        app.restart_front_door_with(0, &[("FAIL_POINTS", &format!("{step}=abort@100"))]);
+        app.until_ready(0).await;
+        let id = accepted(&app, lines("d", 300)).await;
+        app.front_doors[0].exited(Duration::from_secs(30));
+        app.restart_front_door(1).await;
+        each_ran_once(&app, 1, &id, 300).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
