@@ -43,6 +43,7 @@ pub struct Config {
     pub workers: WorkerConfig,
     pub websocket: WebSocketConfig,
     pub engine: EngineSettings,
+    pub batches: BatchesConfig,
     pub limits: LimitsConfig,
     pub retry: RetryPolicy,
     /// Whether rendered inputs and outputs are stored with ended runs.
@@ -121,6 +122,15 @@ pub struct WorkerConfig {
     pub slots: usize,
     /// How long a worker owns a run without a heartbeat.
     pub lease: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct BatchesConfig {
+    pub max_lines: u32,
+    /// Of a whole body.
+    pub max_bytes: u64,
+    /// Runs of one batch that have not ended, at most.
+    pub max_in_flight: usize,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -17,6 +17,8 @@
 //! `success: true, state: "failed"` with the run's `error` and `code`; it is `false` in every other body.
 
 mod auth;
+mod batch_body;
+mod batches;
 mod body;
 mod error;
 mod event_body;
@@ -40,26 +42,19 @@ use axum::{
     middleware::from_fn_with_state,
     routing::{MethodRouter, get, post},
 };
-use workers::Engine;
 
 use self::ws::Sockets;
 pub use self::{health::Readiness, server::serve};
-use crate::{
-    config::{Config, WebSocketConfig},
-    intake::Intake,
-    keys::Keys,
-    prompts::Prompts,
-    run::Runner,
-};
+use crate::{batches::Batches, config::WebSocketConfig, keys::Keys, run::Runner};
 
 /// What the front door needs. Cheap to clone.
 #[derive(Clone)]
 pub struct FrontDoor {
     pub keys: Keys,
-    pub prompts: Prompts,
-    pub engine: Engine,
-    pub intake: Intake,
-    pub config: Arc<Config>,
+    pub runner: Runner,
+    pub batches: Batches,
+    pub max_body_bytes: usize,
+    pub websocket: WebSocketConfig,
     pub readiness: Readiness,
 }
 
@@ -67,6 +62,7 @@ pub struct FrontDoor {
 struct Door {
     keys: Keys,
     runner: Runner,
+    batches: Batches,
     max_body_bytes: usize,
     sockets: Sockets,
     websocket: WebSocketConfig,
@@ -74,11 +70,8 @@ struct Door {
 
 /// Every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
-    let FrontDoor { keys, prompts, engine, intake, config, readiness } = front;
-    let max_body_bytes = config.server.max_body_bytes;
-    let websocket = config.websocket.clone();
-    let runner = Runner::new(prompts, engine, intake, config);
-    let door = Arc::new(Door { keys, runner, max_body_bytes, sockets: Sockets::default(), websocket });
+    let FrontDoor { keys, runner, batches, max_body_bytes, websocket, readiness } = front;
+    let door = Arc::new(Door { keys, runner, batches, max_body_bytes, sockets: Sockets::default(), websocket });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
     let guarded =
         |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
@@ -90,6 +83,10 @@ pub fn router(front: FrontDoor) -> Router {
         .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
         // Browsers cannot set its headers, so it looks for the key itself.
         .route("/api/v1/ws", get(ws::open))
+        .route("/api/v1/batches", guarded(post(batches::create)))
+        .route("/api/v1/batches/{id}", guarded(get(batches::show)))
+        .route("/api/v1/batches/{id}/results", guarded(get(batches::results)))
+        .route("/api/v1/batches/{id}/cancel", guarded(post(batches::cancel)))
         .with_state(door.clone());
     shell::wrap(api.merge(health::routes(readiness)))
 }

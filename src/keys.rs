@@ -257,6 +257,17 @@ impl Keys {
         Ok(Revocation::Revoked)
     }
 
+    /// Who makes requests with a key, asked by its id; `None` when it is revoked or has expired.
+    pub async fn holder(&self, key: KeyId) -> Result<Option<Principal>, StoreError> {
+        let row = table::Entity::find_by_id(key.0).one(&self.db).await?.map(table::Model::read);
+        let now = UnixMillis::now();
+        let good = row.filter(|key| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| end > now));
+        let Some(record) = good else { return Ok(None) };
+        let account = self.accounts.find(record.account).await?;
+        let account = account.ok_or_else(|| unreadable(format_args!("key {} of no account", record.id)))?;
+        Ok(Some(Principal { account, key }))
+    }
+
     async fn load(&self, text: &KeyText) -> Result<Option<Known>, StoreError> {
         let hashes = [Some(text.hash(None)), self.secret.as_ref().map(|secret| text.hash(Some(secret)))];
         let row = table::Entity::find()

@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod audit;
+pub mod batches;
 pub mod changes;
 pub mod cli;
 pub mod config;

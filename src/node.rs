@@ -25,6 +25,7 @@ use workers::{
 };
 
 use crate::{
+    batches::Batches,
     changes::Changes,
     config::Config,
     db::{
@@ -35,6 +36,7 @@ use crate::{
     intake::Intake,
     keys::Keys,
     prompts::Prompts,
+    run::Runner,
 };
 
 /// The least time that the executors have to hand their runs back, however long the front door took to drain.
@@ -104,6 +106,7 @@ pub struct Node {
     config: Arc<Config>,
     db: DatabaseConnection,
     engine: Engine,
+    batches: Batches,
     executors: Option<ExecutorPool>,
     api: Option<Door>,
     /// Answers probes to the end: a process that drains is alive, and says that it drains.
@@ -161,23 +164,31 @@ impl Node {
         let (stop, last) = (CancellationToken::new(), CancellationToken::new());
         let (changes, watching) = Changes::watch(db.clone(), last.clone());
         let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone());
-        let tasks = vec![watching, keys.record_uses(last.clone())];
+        let mut tasks = vec![watching, keys.record_uses(last.clone())];
         let intake = Intake::new(db.clone(), changes.clone());
         let prompts = Prompts::new(db.clone(), changes);
         let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
         let open = |listener, router, stop: &CancellationToken| Door::open(listener, router, &config, stop);
+        let runner = Runner::new(prompts, engine.clone(), intake, config.clone());
+        let max_body_bytes = config.server.max_body_bytes;
+        let batches =
+            Batches::new(db.clone(), runner.clone(), engine.clone(), keys.clone(), config.batches, max_body_bytes);
+        if roles.front_door {
+            // Ends with the intake: what it would hand out from then on is for another front door.
+            tasks.push(batches.feed(stop.clone()));
+        }
         let front_door = FrontDoor {
             keys,
-            prompts,
-            engine: engine.clone(),
-            intake,
-            config: config.clone(),
+            runner,
+            batches: batches.clone(),
+            max_body_bytes,
+            websocket: config.websocket.clone(),
             readiness: readiness.clone(),
         };
         let api = api.map(|listener| open(listener, http::router(front_door), &stop)).transpose()?;
         let operations =
             operations.map(|listener| open(listener, http::operations_router(readiness), &last)).transpose()?;
-        Ok(Self { config, db, engine, executors, api, operations, stop, last, tasks, exclusive })
+        Ok(Self { config, db, engine, batches, executors, api, operations, stop, last, tasks, exclusive })
     }
 
     /// Where the API listens (the port that the system chose, when the configuration asked for port 0).
@@ -213,6 +224,7 @@ impl Node {
             door.closed().await;
         }
         let close = async {
+            self.batches.settle().await;
             for task in self.tasks {
                 if let Err(error) = task.await {
                     tracing::error!(%error, "a background task failed");

@@ -19,6 +19,7 @@
 //! - A run that may outlive its caller's patience (`Prefer: wait=N`, `respond-async`) has the async default timeout, and is
 //!   committed before anybody is told about it.
 
+mod batched;
 mod budget;
 mod error;
 mod joined;
@@ -156,10 +157,7 @@ impl Runner {
 
         let on_disconnect = request.on_disconnect();
         request.refuse_unsupported()?;
-        plan::admit(account, UnixMillis::now())?;
-        if self.engine.is_draining() || !self.intake.is_open().await? {
-            return Err(RunError::Draining);
-        }
+        self.admit(principal).await?;
         let timeout = plan::timeout(&request, limits)?;
         let version = request.version.map(i32::from);
         let Some(prompt) = self.prompts.resolve(account.id, request.prompt.as_str(), version).await? else {

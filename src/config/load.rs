@@ -12,8 +12,8 @@ use tracing_subscriber::EnvFilter;
 use workers::{EngineSettings, retry::RetryPolicy};
 
 use super::{
-    Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WebSocketConfig, WorkerConfig,
-    environment,
+    BatchesConfig, Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WebSocketConfig,
+    WorkerConfig, environment,
     file::{self, FileContent, TableEntry},
     keys::ENV_CONFIG,
     reader::{Given, Reader, Reported, Setting},
@@ -136,6 +136,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let websocket = websocket(reader);
     let max_depth = reader.required("queue.max_depth", value::whole(1..=1_000_000_000));
     let max_bytes = reader.required("queue.max_bytes", value::whole(1..=1 << 50));
+    let batches = batches(reader);
     let limits = limits(reader);
     let retry = retry(reader);
     let keep_content = reader.required("retention.keep_content", value::boolean);
@@ -149,6 +150,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
         workers: WorkerConfig { slots: slots?, lease: lease? },
         websocket: websocket?,
         engine: EngineSettings { max_depth: max_depth?, max_bytes: max_bytes? },
+        batches: batches?,
         limits: limits?,
         retry: retry?,
         keep_content: keep_content?,
@@ -212,6 +214,13 @@ fn redis(reader: &mut Reader) -> Result<Option<RedisConfig>, Reported> {
     let max_connections = reader.required("redis.max_connections", value::whole(1..=10_000));
     let (url, pool, max_connections) = (url?, pool?, max_connections?);
     Ok(url.map(|url| RedisConfig { url, pool, max_connections }))
+}
+
+fn batches(reader: &mut Reader) -> Result<BatchesConfig, Reported> {
+    let max_lines = reader.required("batches.max_lines", value::whole(1..=10_000_000));
+    let max_bytes = reader.required("batches.max_bytes", value::whole(1..=1 << 50));
+    let max_in_flight = reader.required("batches.max_in_flight", value::whole(1..=100_000));
+    Ok(BatchesConfig { max_lines: max_lines?, max_bytes: max_bytes?, max_in_flight: max_in_flight? })
 }
 
 fn limits(reader: &mut Reader) -> Result<LimitsConfig, Reported> {

@@ -25,10 +25,19 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 pub(super) async fn read_json(headers: &HeaderMap, body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {
     require_json(headers)?;
     require_plain(headers)?;
-    timeout(READ_TIME, read(headers, body, max_bytes)).await.map_err(|_| {
-        ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body took too long to arrive")
-            .retryable(true)
-    })?
+    timeout(READ_TIME, read(headers, body, max_bytes)).await.map_err(|_| too_slow())?
+}
+
+/// Refuses a body whose headers do not say that it is newline-delimited JSON.
+pub(super) fn require_lines(headers: &HeaderMap) -> Result<(), ApiError> {
+    const TYPES: [&str; 3] = ["application/x-ndjson", "application/jsonl", "application/ndjson"];
+    let sentence = "The Content-Type must be application/x-ndjson or application/jsonl";
+    require_type(headers, &TYPES, sentence)?;
+    require_plain(headers)
+}
+
+pub(super) fn too_slow() -> ApiError {
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "The body took too long to arrive").retryable(true)
 }
 
 async fn read(headers: &HeaderMap, mut body: Body, max_bytes: usize) -> Result<Bytes, ApiError> {
@@ -63,7 +72,8 @@ async fn read(headers: &HeaderMap, mut body: Body, max_bytes: usize) -> Result<B
     Ok(whole.freeze())
 }
 
-async fn linger(mut body: Body) {
+/// Reads on for a while, so that the caller reads its answer.
+pub(super) async fn linger(mut body: Body) {
     let drain = async {
         let mut left = LINGER_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
@@ -78,21 +88,22 @@ async fn linger(mut body: Body) {
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    require_type(headers, &["application/json"], "The Content-Type must be application/json")
+}
+
+fn require_type(headers: &HeaderMap, types: &[&str], sentence: &'static str) -> Result<(), ApiError> {
     let mut values = headers.get_all(header::CONTENT_TYPE).iter();
     match (values.next().map(|value| value.to_str()), values.next()) {
-        (Some(Ok(value)), None) if is_json(value) => Ok(()),
-        _ => {
-            let sentence = "The Content-Type must be application/json";
-            Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", sentence))
-        }
+        (Some(Ok(value)), None) if is_one_of(types, value) => Ok(()),
+        _ => Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", sentence)),
     }
 }
 
-/// `application/json`, in UTF-8 if it names a charset at all (RFC 8259 knows no other).
-fn is_json(content_type: &str) -> bool {
+/// One of these types, in UTF-8 if it names a charset at all (RFC 8259 knows no other).
+fn is_one_of(types: &[&str], content_type: &str) -> bool {
     let mut parts = content_type.split(';').map(str::trim);
-    let is_json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
-    is_json
+    let is_known = |essence: &str| types.iter().any(|known| essence.eq_ignore_ascii_case(known));
+    parts.next().is_some_and(is_known)
         && parts.filter_map(|parameter| parameter.split_once('=')).all(|(name, value)| {
             !name.trim().eq_ignore_ascii_case("charset") || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
         })
@@ -113,7 +124,7 @@ fn too_large(max_bytes: usize) -> ApiError {
 }
 
 /// The caller broke off, or sent chunks that are none; hyper's words are for the log.
-fn broken(error: impl Error) -> ApiError {
+pub(super) fn broken(error: impl Error) -> ApiError {
     tracing::debug!(error = %error, "a body broke off");
     ApiError::new(StatusCode::BAD_REQUEST, "body_incomplete", "The body could not be read to its end")
 }

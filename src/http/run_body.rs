@@ -132,7 +132,7 @@ impl<'a> RunBody<'a> {
 }
 
 /// A cancelled or expired run has no failure of its own in the ledger, but its reader wants the same two fields.
-fn failure(run: &RunView) -> Option<Failure> {
+pub(super) fn failure(run: &RunView) -> Option<Failure> {
     let outcome = match run.state {
         RunState::Cancelled => Outcome::Cancelled,
         RunState::Expired => Outcome::Expired,
@@ -154,7 +154,7 @@ fn attempt(attempt: &Attempt) -> AttemptBody<'_> {
 }
 
 /// RFC 3339 in UTC with milliseconds. A moment outside the calendar cannot come from a clock; it is shown as its start.
-fn rfc3339(moment: UnixMillis) -> String {
+pub(super) fn rfc3339(moment: UnixMillis) -> String {
     DateTime::from_timestamp_millis(moment.0).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 

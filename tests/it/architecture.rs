@@ -119,6 +119,7 @@ fn each_table_has_one_owner() {
     check(&["table_name = \"runs\"", "table_name = \"attempts\""], &["workers/src/ledger"]);
     check(&["table_name = \"api_keys\""], &["src/keys"]);
     check(&["table_name = \"intake\""], &["src/intake.rs"]);
+    check(&["table_name = \"batches\"", "table_name = \"batch_lines\""], &["src/batches"]);
     check(&["table_name = \"accounts\"", "table_name = \"users\""], &["src/accounts"]);
     check(&["table_name = \"prompts\"", "table_name = \"prompt_versions\""], &["src/prompts"]);
 }

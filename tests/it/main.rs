@@ -11,6 +11,7 @@
 
 mod accounts;
 mod architecture;
+mod batches;
 mod budget;
 mod cli;
 mod config;

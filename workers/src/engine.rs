@@ -2,6 +2,7 @@
 
 mod ending;
 mod events;
+mod fed;
 mod inbox;
 mod list;
 #[cfg(test)]

@@ -206,6 +206,16 @@ impl Ledger {
         list::list(&self.store, account, filter, before, limit).await
     }
 
+    /// Those of these runs that the account has, in no order. Their attempts are left out.
+    pub async fn records(&self, account: AccountId, runs: &[RunId]) -> Result<Vec<RunRecord>, LedgerError> {
+        read::records(&self.store, account, runs).await
+    }
+
+    /// The states of those of these runs that have a row, in no order. One that has not ended is `Queued`, wherever it is.
+    pub async fn states(&self, runs: &[RunId]) -> Result<Vec<(RunId, RunState)>, LedgerError> {
+        read::states(&self.store, runs).await
+    }
+
     /// The recorded attempts of a run, whether its row is there or not.
     pub async fn attempts(&self, run: RunId) -> Result<Vec<Attempt>, LedgerError> {
         read::attempts(&self.store, run).await

@@ -8,7 +8,7 @@ use sea_orm::{
 
 use super::{LedgerError, RunRecord, attempts, runs, store::Store, unreadable};
 use crate::{
-    job::{AccountId, Attempt, AttemptOutcome, Ending, Fence, Job, RunId, UnixMillis},
+    job::{AccountId, Attempt, AttemptOutcome, Ending, Fence, Job, RunId, RunState, UnixMillis},
     queue::Restored,
 };
 
@@ -21,6 +21,36 @@ pub(super) async fn find(store: &Store, account: AccountId, run: RunId) -> Resul
     let Some(row) = row else { return Ok(None) };
     let attempts = attempts(store, run).await?;
     row.into_record(attempts).map(Some)
+}
+
+/// In no order, and without their attempts.
+pub(super) async fn records(store: &Store, account: AccountId, runs: &[RunId]) -> Result<Vec<RunRecord>, LedgerError> {
+    let mut records = Vec::with_capacity(runs.len());
+    for ids in runs.chunks(MAX_IDS) {
+        let select = runs::Entity::find()
+            .filter(runs::Column::Id.is_in(ids.iter().map(|run| run.0)))
+            .filter(runs::Column::Account.eq(account.0));
+        let rows = store.answered(|| select.clone().into_partial_model::<runs::Row>().all(store.db())).await?;
+        for row in rows {
+            records.push(row.into_record(Vec::new())?);
+        }
+    }
+    Ok(records)
+}
+
+pub(super) async fn states(store: &Store, runs: &[RunId]) -> Result<Vec<(RunId, RunState)>, LedgerError> {
+    let mut states = Vec::with_capacity(runs.len());
+    for ids in runs.chunks(MAX_IDS) {
+        let select = runs::Entity::find()
+            .select_only()
+            .columns([runs::Column::Id, runs::Column::State])
+            .filter(runs::Column::Id.is_in(ids.iter().map(|run| run.0)));
+        let rows = store.answered(|| select.clone().into_tuple::<(Uuid, String)>().all(store.db())).await?;
+        for (id, state) in rows {
+            states.push((RunId(id), state.parse().map_err(|()| unreadable(id, "state"))?));
+        }
+    }
+    Ok(states)
 }
 
 pub(super) async fn attempts(store: &Store, run: RunId) -> Result<Vec<Attempt>, LedgerError> {

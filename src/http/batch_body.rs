@@ -1,0 +1,135 @@
+//! The bodies that tell about a batch: its progress, and a line of its results.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use workers::{
+    RunView,
+    job::{Lane, RunId, RunState},
+};
+
+use super::run_body::{UsageBody, failure, rfc3339};
+use crate::batches::{BatchState, BatchView, EndedLine, LineResult};
+
+/// A batch as its progress shows it, and as a 202 announces it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BatchBody {
+    success: bool,
+    batch_id: String,
+    state: BatchState,
+    total: u32,
+    queued: u32,
+    running: u32,
+    succeeded: u32,
+    failed: u32,
+    cancelled: u32,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<String>,
+}
+
+impl BatchBody {
+    pub(super) fn new(view: &BatchView) -> Self {
+        Self {
+            success: true,
+            batch_id: view.id.to_string(),
+            state: view.state,
+            total: view.total,
+            queued: view.queued,
+            running: view.running,
+            succeeded: view.succeeded,
+            failed: view.failed,
+            cancelled: view.cancelled,
+            created_at: rfc3339(view.created_at),
+            finished_at: view.finished_at.map(rfc3339),
+        }
+    }
+}
+
+/// One line of the results. Here `success` says whether the run succeeded.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LineBody<'a> {
+    index: u32,
+    line: u32,
+    /// `null` when the line became no run.
+    run_id: Option<RunId>,
+    success: bool,
+    state: RunState,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retryable: Option<bool>,
+    #[serde(flatten)]
+    run: Option<RunFields<'a>>,
+}
+
+/// What is known of a line that became a run.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RunFields<'a> {
+    prompt_name: &'a str,
+    prompt_version: i32,
+    model: &'a str,
+    priority: Lane,
+    metadata: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'a str>,
+    usage: UsageBody,
+}
+
+impl<'a> LineBody<'a> {
+    pub(super) fn new(result: &'a LineResult) -> Self {
+        let none = |state, error: &str, code: &str| Self {
+            index: result.index,
+            line: result.line,
+            run_id: None,
+            success: false,
+            state,
+            output: None,
+            error: Some(error.to_owned()),
+            code: Some(code.to_owned()),
+            retryable: Some(false),
+            run: None,
+        };
+        match &result.ended {
+            EndedLine::Run(run) => Self::of_run(result, run),
+            EndedLine::Refused { code, sentence } => none(RunState::Failed, sentence, code),
+            EndedLine::Cancelled => {
+                none(RunState::Cancelled, "The batch was cancelled before this line ran", "run_cancelled")
+            }
+        }
+    }
+
+    fn of_run(result: &LineResult, run: &'a RunView) -> Self {
+        let failure = failure(run);
+        Self {
+            index: result.index,
+            line: result.line,
+            run_id: Some(run.id),
+            success: run.state == RunState::Succeeded,
+            state: run.state,
+            output: run.output.as_deref(),
+            error: failure.as_ref().map(|failure| failure.message.clone()),
+            retryable: failure.as_ref().map(|failure| failure.retryable),
+            code: failure.map(|failure| failure.code),
+            run: Some(RunFields {
+                prompt_name: &run.prompt_name,
+                prompt_version: run.prompt_version,
+                model: &run.model,
+                priority: run.lane,
+                metadata: &run.metadata,
+                duration_ms: run.finished_at.map(|finished| finished.since(run.created_at)),
+                finish_reason: run.finish_reason.as_deref(),
+                usage: UsageBody::new(run.usage, run.cost_nano_usd),
+            }),
+        }
+    }
+}
