@@ -18,6 +18,7 @@
 
 mod auth;
 mod body;
+mod deliveries;
 mod error;
 mod event_body;
 mod events;
@@ -40,8 +41,8 @@ use axum::{
 };
 use workers::Engine;
 
-pub use self::{health::Readiness, server::serve};
-use crate::{config::Config, intake::Intake, keys::Keys, prompts::Prompts, run::Runner};
+pub use self::{health::Readiness, run_body::status_of, server::serve};
+use crate::{config::Config, intake::Intake, keys::Keys, prompts::Prompts, run::Runner, webhooks::Webhooks};
 
 /// What the front door needs. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +51,7 @@ pub struct FrontDoor {
     pub prompts: Prompts,
     pub engine: Engine,
     pub intake: Intake,
+    pub webhooks: Webhooks,
     pub config: Arc<Config>,
     pub readiness: Readiness,
 }
@@ -58,14 +60,16 @@ pub struct FrontDoor {
 struct Door {
     keys: Keys,
     runner: Runner,
+    webhooks: Webhooks,
     max_body_bytes: usize,
 }
 
 /// Every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
-    let FrontDoor { keys, prompts, engine, intake, config, readiness } = front;
+    let FrontDoor { keys, prompts, engine, intake, webhooks, config, readiness } = front;
     let max_body_bytes = config.server.max_body_bytes;
-    let door = Arc::new(Door { keys, runner: Runner::new(prompts, engine, intake, config), max_body_bytes });
+    let runner = Runner::new(prompts, engine, intake, webhooks.clone(), config);
+    let door = Arc::new(Door { keys, runner, webhooks, max_body_bytes });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
     let guarded =
         |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
@@ -74,6 +78,8 @@ pub fn router(front: FrontDoor) -> Router {
         .route("/api/v1/runs/{id}", guarded(get(runs::show)))
         .route("/api/v1/runs/{id}/events", guarded(get(events::show)))
         .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
+        .route("/api/v1/runs/{id}/deliveries", guarded(get(deliveries::list)))
+        .route("/api/v1/deliveries/{id}/redeliver", guarded(post(deliveries::redeliver)))
         .with_state(door.clone());
     shell::wrap(api.merge(health::routes(readiness)))
 }

@@ -35,6 +35,7 @@ use crate::{
     intake::Intake,
     keys::Keys,
     prompts::Prompts,
+    webhooks::{Deliverer, Webhooks},
 };
 
 /// The least time that the executors have to hand their runs back, however long the front door took to drain.
@@ -81,6 +82,8 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
+    #[error("webhooks cannot be called: {0}")]
+    Webhooks(#[from] reqwest::Error),
     #[error(transparent)]
     Executors(#[from] StartError),
 }
@@ -154,16 +157,22 @@ impl Node {
                 retry: config.retry,
                 providers: config.providers.values().cloned().collect(),
             };
-            Some(ExecutorPool::start(runtime, ledger, queue, settings).await?)
+            Some(ExecutorPool::start(runtime, ledger.clone(), queue, settings).await?)
         } else {
             None
         };
         let (stop, last) = (CancellationToken::new(), CancellationToken::new());
         let (changes, watching) = Changes::watch(db.clone(), last.clone());
-        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone());
-        let tasks = vec![watching, keys.record_uses(last.clone())];
+        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone())
+            .with_old_secrets(config.old_secret_keys.clone());
+        let mut tasks = vec![watching, keys.record_uses(last.clone())];
         let intake = Intake::new(db.clone(), changes.clone());
+        let webhooks = Webhooks::new(db.clone(), ledger, &config, changes.clone());
         let prompts = Prompts::new(db.clone(), changes);
+        if roles.front_door {
+            let deliverer = Deliverer::new(webhooks.clone(), engine.clone(), http::status_of)?;
+            tasks.push(deliverer.start(last.clone()));
+        }
         let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
         let open = |listener, router, stop: &CancellationToken| Door::open(listener, router, &config, stop);
         let front_door = FrontDoor {
@@ -171,6 +180,7 @@ impl Node {
             prompts,
             engine: engine.clone(),
             intake,
+            webhooks,
             config: config.clone(),
             readiness: readiness.clone(),
         };

@@ -7,6 +7,7 @@ mod m20261123_000002_prompts;
 mod m20261123_000003_runs;
 mod m20261123_000004_intake;
 mod m20261123_000005_idempotency;
+mod m20261123_000007_webhooks;
 
 pub struct Migrator;
 
@@ -19,6 +20,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000003_runs::Migration),
             Box::new(m20261123_000004_intake::Migration),
             Box::new(m20261123_000005_idempotency::Migration),
+            Box::new(m20261123_000007_webhooks::Migration),
         ]
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use workers::{
     RunView,
     job::{Attempt, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
@@ -131,6 +132,12 @@ impl<'a> RunBody<'a> {
     }
 }
 
+/// The status of a run as the API shows it, for whoever is told of it in another way.
+pub fn status_of(run: &RunView) -> Box<RawValue> {
+    // Texts, numbers and maps with string keys always serialise.
+    to_raw_value(&RunBody::new(run)).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
 /// A cancelled or expired run has no failure of its own in the ledger, but its reader wants the same two fields.
 fn failure(run: &RunView) -> Option<Failure> {
     let outcome = match run.state {
@@ -154,7 +161,7 @@ fn attempt(attempt: &Attempt) -> AttemptBody<'_> {
 }
 
 /// RFC 3339 in UTC with milliseconds. A moment outside the calendar cannot come from a clock; it is shown as its start.
-fn rfc3339(moment: UnixMillis) -> String {
+pub(super) fn rfc3339(moment: UnixMillis) -> String {
     DateTime::from_timestamp_millis(moment.0).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 

@@ -28,3 +28,4 @@ mod prompts;
 mod retries;
 mod server;
 mod support;
+mod webhooks;
