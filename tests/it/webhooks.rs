@@ -55,9 +55,12 @@ async fn redeliver(app: &App, key: &str, id: &str) -> Answer {
     Answer::of(client().post(url).header("x-api-key", key).send().await.unwrap()).await
 }
 
-/// The only delivery of a run.
+/// The only delivery of a run; it is there once the run has ended.
 async fn delivery(app: &App, run: &str) -> Value {
-    let answer = get(app, &app.key(), &format!("/api/v1/runs/{run}/deliveries")).await;
+    let path = format!("/api/v1/runs/{run}/deliveries");
+    let look = async || get(app, &app.key(), &path).await;
+    eventually("a delivery", async || look().await.body["deliveries"] != json!([])).await;
+    let answer = look().await;
     assert_eq!((answer.status, answer.body["deliveries"].as_array().unwrap().len()), (200, 1), "{answer:?}");
     answer.body["deliveries"][0].clone()
 }
@@ -228,7 +231,8 @@ async fn secrets_are_replaced_without_a_gap(mode: Mode) {
     };
     set(&app, "second key");
     let unopened = app.cli(&["secrets", "rotate", "--json"]);
-    assert_eq!((unopened.code, &unopened.json()["unopened"]), (1, &json!(2)), "{unopened:?}");
+    let told: Value = serde_json::from_str(&unopened.stdout).unwrap();
+    assert_eq!((unopened.code, &told["unopened"]), (1, &json!(2)), "{unopened:?}");
     set(&app, "second key, first key of the tests");
     let rotated = app.cli(&["secrets", "rotate", "--json"]);
     assert_eq!((rotated.code, rotated.json()), (0, json!({ "resealed": 2, "current": 0, "unopened": 0 })), "{rotated:?}");
@@ -282,6 +286,10 @@ async fn what_cannot_be_called_or_signed_is_refused(mode: Mode) {
     let missing = "has no webhook secret";
     assert_eq!(check("https://example.com/", "webhook_secret_missing", missing).await, Value::Null);
     secret(&app, "create");
+    eventually("the front door knows of the secret", async || {
+        app.post(&greet("https://localhost:1/")).await.status == 200
+    })
+    .await;
     let loopback = "must be a URL on the public Internet, not one of a loopback address";
     assert_eq!(check("https://127.0.0.1/", "invalid_request", loopback).await, "webhookUrl");
     assert_eq!(check("https://[::1]/", "invalid_request", loopback).await, "webhookUrl");

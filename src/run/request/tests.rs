@@ -40,7 +40,8 @@ fn every_field_is_read() {
     assert_eq!(request.metadata, BTreeMap::from([("order".to_owned(), "17".to_owned())]));
     assert_eq!(request.on_disconnect(), OnDisconnect::Continue);
     let Err(RunError::NotSupported(fields)) = request.refuse_unsupported() else { panic!("must be refused") };
-    assert_eq!(fields, ["stream", "cache", "webhookUrl"]);
+    assert_eq!(fields, ["cache"]);
+    assert_eq!(request.webhook_url.as_deref(), Some("https://example.com/h"));
 }
 
 #[test]
