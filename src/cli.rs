@@ -24,8 +24,16 @@ use sea_orm::DatabaseConnection;
 use tokio::runtime::{self, Runtime};
 
 use self::{
-    account::AccountCommand, config::ConfigCommand, error::CliError, key::KeyCommand, migrate::MigrateArgs,
-    output::Output, prompt::PromptCommand, queue::QueueCommand, run::RunArgs, user::UserCommand,
+    account::AccountCommand,
+    config::ConfigCommand,
+    error::CliError,
+    key::KeyCommand,
+    migrate::MigrateArgs,
+    output::Output,
+    prompt::PromptCommand,
+    queue::QueueCommand,
+    run::RunArgs,
+    user::UserCommand,
     webhook::{SecretsCommand, WebhookCommand},
 };
 use crate::{

@@ -119,9 +119,12 @@ pub async fn run_secrets(
     let SecretsCommand::Rotate = command;
     let done = open(db, config).reseal(&Actor::cli()).await?;
     let view = json!({ "resealed": done.resealed, "current": done.current, "unopened": done.unopened });
-    output.emit(&view, || format!("{} sealed again, {} were sealed with the first key before", done.resealed, done.current))?;
+    output.emit(&view, || {
+        format!("{} sealed again, {} were sealed with the first key before", done.resealed, done.current)
+    })?;
     if done.unopened > 0 {
-        let sentence = "were sealed with a key that is not configured, and left as they are; put that key behind the others";
+        let sentence =
+            "were sealed with a key that is not configured, and left as they are; put that key behind the others";
         return Err(CliError::Refused(format!("{} secret(s) {sentence}", done.unopened)));
     }
     Ok(())
@@ -150,10 +153,12 @@ async fn secret(
             let records = webhooks.secrets(accounts.named(&account).await?.id).await?;
             let now = UnixMillis::now();
             let views: Vec<_> = records.iter().map(|record| SecretView::of(record, now, None)).collect();
-            let rows = || views.iter().map(|view| {
-                let until = view.valid_until.clone().unwrap_or_default();
-                [view.id.to_string(), view.state.to_owned(), view.created_at.clone(), until, view.key_id.to_owned()]
-            });
+            let rows = || {
+                views.iter().map(|view| {
+                    let until = view.valid_until.clone().unwrap_or_default();
+                    [view.id.to_string(), view.state.to_owned(), view.created_at.clone(), until, view.key_id.to_owned()]
+                })
+            };
             output.emit(&views, || match views.is_empty() {
                 true => String::new(),
                 false => table(["ID", "STATE", "CREATED", "SIGNS UNTIL", "SEALED BY"], rows()),

@@ -12,7 +12,8 @@ use tracing_subscriber::EnvFilter;
 use workers::{EngineSettings, retry::RetryPolicy};
 
 use super::{
-    Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WebhookConfig, WorkerConfig, environment,
+    Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WebhookConfig, WorkerConfig,
+    environment,
     file::{self, FileContent, TableEntry},
     keys::ENV_CONFIG,
     reader::{Given, Reader, Reported, Setting},

@@ -155,7 +155,9 @@ impl Deliverer {
             schedule::next(&outcome, delivery, self.engine.now(), &self.webhooks.settings, rand::random::<f64>());
         match outbox.record(claimed, &made, verdict).await {
             Ok(true) => tracing::debug!(delivery = %delivery.id, run = %delivery.run, ?verdict, "a webhook was called"),
-            Ok(false) => tracing::info!(delivery = %delivery.id, "a webhook was called after its lease; it may be twice"),
+            Ok(false) => {
+                tracing::info!(delivery = %delivery.id, "a webhook was called after its lease; it may be twice")
+            }
             // It is sent again when the lease has passed.
             Err(error) => tracing::warn!(delivery = %delivery.id, %error, "a call of a webhook could not be recorded"),
         }

@@ -163,7 +163,9 @@ fn refusal_v6(address: Ipv6Addr) -> Option<&'static str> {
             ([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10, "link-local"),
             ([0xff00, 0, 0, 0, 0, 0, 0, 0], 8, "multicast"),
         ];
-        return Some(named.iter().find(|(first, bits, _)| inside(*first, *bits)).map_or("reserved", |(_, _, name)| *name));
+        return Some(
+            named.iter().find(|(first, bits, _)| inside(*first, *bits)).map_or("reserved", |(_, _, name)| *name),
+        );
     }
     SPECIAL_V6.iter().find(|(first, bits, _)| inside(*first, *bits)).map(|(_, _, name)| *name)
 }

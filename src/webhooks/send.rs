@@ -136,7 +136,10 @@ mod tests {
         assert_eq!(resolved(Guard::default(), "localhost").await, Err(refused));
         let network = Guard::new(vec![AllowedHost::Network("127.0.0.1/32".parse().unwrap())]);
         let vetted = resolved(network, "localhost").await.unwrap();
-        assert!(!vetted.is_empty() && vetted.iter().all(|address| address.ip().to_string() == "127.0.0.1"), "{vetted:?}");
+        assert!(
+            !vetted.is_empty() && vetted.iter().all(|address| address.ip().to_string() == "127.0.0.1"),
+            "{vetted:?}"
+        );
         let named = Guard::new(vec![AllowedHost::Name("localhost".to_owned())]);
         assert!(!resolved(named, "localhost").await.unwrap().is_empty());
     }

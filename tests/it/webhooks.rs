@@ -15,7 +15,8 @@ use crate::support::{
 const PATIENCE: Duration = Duration::from_secs(30);
 const SECRET_KEY: &str = "[security]\nsecret_key = \"first key of the tests\"\n";
 /// Loopback is allowed, and nobody waits long.
-const QUICK: &str = "[webhooks]\nallow = [\"127.0.0.1/32\"]\ntimeout_ms = 1000\nretry_base_ms = 50\nretry_cap_ms = 200\n";
+const QUICK: &str =
+    "[webhooks]\nallow = [\"127.0.0.1/32\"]\ntimeout_ms = 1000\nretry_base_ms = 50\nretry_cap_ms = 200\n";
 
 async fn app_with(mode: Mode, config: &str) -> App {
     let app = App::shaped(Shape { front_doors: 2, config: config.to_owned(), ..Shape::of(mode) }).await;
@@ -235,7 +236,11 @@ async fn secrets_are_replaced_without_a_gap(mode: Mode) {
     assert_eq!((unopened.code, &told["unopened"]), (1, &json!(2)), "{unopened:?}");
     set(&app, "second key, first key of the tests");
     let rotated = app.cli(&["secrets", "rotate", "--json"]);
-    assert_eq!((rotated.code, rotated.json()), (0, json!({ "resealed": 2, "current": 0, "unopened": 0 })), "{rotated:?}");
+    assert_eq!(
+        (rotated.code, rotated.json()),
+        (0, json!({ "resealed": 2, "current": 0, "unopened": 0 })),
+        "{rotated:?}"
+    );
     assert_eq!(app.cli(&["secrets", "rotate", "--json"]).json()["current"], 2);
     for front_door in 0..app.urls().len() {
         app.restart_front_door(front_door).await;

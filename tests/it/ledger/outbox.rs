@@ -61,7 +61,8 @@ pub async fn an_ending_that_won_is_told_of_once(site: Site) {
     assert_eq!(outbox.of(AccountId::new(), None, None, 9).await.unwrap(), []);
     // Two endings of one run in a batch: one of them is told of.
     let twice = Arc::new(told(account));
-    let both = [Outcome::Cancelled, succeeded()].map(|outcome| (twice.clone(), Arc::new(ending(&twice, outcome, 9, None))));
+    let both =
+        [Outcome::Cancelled, succeeded()].map(|outcome| (twice.clone(), Arc::new(ending(&twice, outcome, 9, None))));
     assert_eq!(ledger.finish(&both).await.unwrap(), [Settled::Won, Settled::AlreadyEnded]);
     assert_eq!(outbox.of(account, Some(twice.id), None, 9).await.unwrap()[0].event, "run.cancelled");
 }
@@ -133,5 +134,8 @@ pub async fn a_delivery_goes_its_way_and_begins_again(site: Site) {
     let errors: Vec<_> = outbox.tries(id).await.unwrap().into_iter().map(|made| made.error).collect();
     assert_eq!(errors, [Some("no\u{fffd}".to_owned()), Some("no".to_owned()), None]);
     let delivered = outbox.of(account, None, Some(DeliveryState::Delivered), 9).await.unwrap();
-    assert_eq!((delivered.len(), outbox.of(account, None, Some(DeliveryState::Failed), 9).await.unwrap().len()), (1, 0));
+    assert_eq!(
+        (delivered.len(), outbox.of(account, None, Some(DeliveryState::Failed), 9).await.unwrap().len()),
+        (1, 0)
+    );
 }

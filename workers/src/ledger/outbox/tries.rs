@@ -58,8 +58,11 @@ pub(super) async fn insert(db: &impl ConnectionTrait, delivery: DeliveryId, made
 }
 
 pub(super) async fn of(db: &impl ConnectionTrait, delivery: DeliveryId) -> Result<Vec<Try>, DbErr> {
-    let rows =
-        Entity::find().filter(Column::Delivery.eq(delivery.0)).order_by_asc(Column::At).order_by_asc(Column::Id).all(db);
+    let rows = Entity::find()
+        .filter(Column::Delivery.eq(delivery.0))
+        .order_by_asc(Column::At)
+        .order_by_asc(Column::Id)
+        .all(db);
     let tries = rows.await?.into_iter().map(|row| Try {
         id: row.id,
         at: UnixMillis(row.at),
