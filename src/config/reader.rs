@@ -121,6 +121,7 @@ fn shown(value: &Value, kind: Kind) -> serde_json::Value {
         (Value::Untyped(text) | Value::Text(text), Kind::Url) => json!(mask_url(text)),
         // The environment has only text; the list shows what the text was taken for.
         (Value::Untyped(text), Kind::Number | Kind::Flag) => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+        (Value::Untyped(text), Kind::List) => text.split(',').map(str::trim).collect(),
         (Value::Untyped(text) | Value::Text(text), _) => json!(text),
         (Value::Integer(number), _) => i64::try_from(*number).map_or_else(|_| json!(number.to_string()), |n| json!(n)),
         (Value::Float(digits), _) => serde_json::from_str(digits).unwrap_or_else(|_| json!(digits)),
