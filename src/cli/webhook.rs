@@ -9,7 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 use workers::{
     job::{AccountId, DeliveryId, RunId, UnixMillis},
-    ledger::{Delivery, DeliveryState, Ledger, Redelivery},
+    ledger::{Delivery, DeliveryState, Ledger, Redelivery, Try},
 };
 
 use super::{
@@ -93,7 +93,15 @@ pub async fn run(
         WebhookCommand::Deliveries { account, state, limit } => {
             let account = accounts.named(&account).await?;
             let deliveries = webhooks.outbox().of(account.id, None, state, limit).await?;
-            let views: Vec<_> = deliveries.iter().map(DeliveryView::of).collect();
+            let mut views = Vec::with_capacity(deliveries.len());
+            for delivery in &deliveries {
+                // People see one line a delivery; programs may want its history.
+                let tries = if output.json { webhooks.outbox().tries(delivery.id).await? } else { Vec::new() };
+                views.push(DeliveryView {
+                    attempts: tries.iter().map(AttemptView::of).collect(),
+                    ..DeliveryView::of(delivery)
+                });
+            }
             output.emit(&views, || list(&deliveries))
         }
         WebhookCommand::Redeliver { id } => {
@@ -101,7 +109,10 @@ pub async fn run(
             match webhooks.outbox().redeliver(None, id, UnixMillis::now()).await? {
                 Redelivery::Queued(delivery) => {
                     note(db, &delivery).await?;
-                    output.emit(&DeliveryView::of(&delivery), || format!("delivery {id} is sent again"))
+                    let tries = webhooks.outbox().tries(id).await?;
+                    let attempts = tries.iter().map(AttemptView::of).collect();
+                    let view = DeliveryView { attempts, ..DeliveryView::of(&delivery) };
+                    output.emit(&view, || format!("delivery {id} is sent again"))
                 }
                 Redelivery::NotFound => Err(CliError::Refused(format!("there is no delivery {id}"))),
             }
@@ -231,6 +242,24 @@ struct DeliveryView<'a> {
     created_at: String,
     next_attempt_at: Option<String>,
     finished_at: Option<String>,
+    /// Every call that was recorded, in order.
+    attempts: Vec<AttemptView>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttemptView {
+    at: String,
+    duration_ms: u64,
+    status: Option<u16>,
+    error: Option<String>,
+}
+
+impl AttemptView {
+    fn of(made: &Try) -> Self {
+        let Try { at, duration_ms, status, error, .. } = made;
+        Self { at: show_moment(*at), duration_ms: *duration_ms, status: *status, error: error.clone() }
+    }
 }
 
 impl<'a> DeliveryView<'a> {
@@ -246,6 +275,7 @@ impl<'a> DeliveryView<'a> {
             created_at: show_moment(delivery.created_at),
             next_attempt_at: delivery.due_at.map(show_moment),
             finished_at: delivery.finished_at.map(show_moment),
+            attempts: Vec::new(),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::support::{
     eventually,
     load::new_name,
     provider::{Answer as Scripted, Gate},
-    receiver::Receiver,
+    receiver::{NEVER, Receiver},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -205,6 +205,7 @@ async fn a_receiver_that_is_gone_is_left_alone_until_it_is_asked_for(mode: Mode)
     assert_eq!(app.cli(&["webhook", "redeliver", &run]).code, 1);
     let listed = app.cli(&["webhook", "deliveries", "--account", "acme", "--state", "delivered", "--json"]).json();
     assert_eq!((listed.as_array().unwrap().len(), &listed[0]["id"]), (1, &json!(id)));
+    assert_eq!(listed[0]["attempts"][0]["status"], 410, "{listed}");
     let failed = app.cli(&["webhook", "deliveries", "--account", "acme", "--state", "failed", "--json"]).json();
     assert_eq!(failed, json!([]));
 }
@@ -363,4 +364,26 @@ async fn a_webhook_survives_the_loss_of_redis_s_memory() {
     let told = delivery_in(&app, &run, "delivered").await;
     assert_eq!(attempts(&told).len(), 1);
     assert!(receiver.calls()[0].is_signed_by(&secret));
+}
+
+/// The lease of what it was sending would last longer than anybody waits here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_door_that_drains_gives_back_what_it_cannot_end() {
+    let slow = QUICK.replace("timeout_ms = 1000", "timeout_ms = 60000");
+    let mut app = app_with(Mode::Distributed, &format!("{SECRET_KEY}{slow}")).await;
+    app.front_doors[1].kill();
+    secret(&app, "create");
+    app.restart_front_door(0).await;
+    let receiver = Receiver::start().await;
+    receiver.will_answer(&[NEVER]);
+    let run = post_async(&app, 0, &receiver.url()).await;
+    receiver.wait_for(1).await;
+    app.front_doors[0].signal("TERM");
+    assert!(app.front_doors[0].exited(PATIENCE).success());
+    app.restart_front_door(1).await;
+    app.restart_front_door(0).await;
+    let told = delivery_in(&app, &run, "delivered").await;
+    let calls = receiver.calls();
+    assert_eq!((calls.len(), calls[0].id()), (2, calls[1].id()));
+    assert_eq!(attempts(&told).len(), 1, "{told}");
 }

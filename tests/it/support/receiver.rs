@@ -20,6 +20,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::eventually;
 
+/// The "status" of an answer that never comes.
+pub const NEVER: u16 = 0;
+
 /// One call.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -113,5 +116,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     let body = String::from_utf8(bytes.to_vec()).unwrap();
     shared.calls.lock().unwrap().push(Call { path: parts.uri.path().to_owned(), headers: parts.headers, body });
     let status = shared.answers.lock().unwrap().pop_front().unwrap_or(200);
+    if status == NEVER {
+        std::future::pending::<()>().await;
+    }
     (StatusCode::from_u16(status).unwrap(), [("location", "/elsewhere")], "heard").into_response()
 }

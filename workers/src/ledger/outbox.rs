@@ -164,6 +164,7 @@ impl Outbox {
             .and_where(Column::ClaimedUntil.lte(now.0))
             .and_where(Column::Account.is_not_in(busy.iter().map(|account| account.0)))
             .order_by(Column::DueAt, sea_orm::Order::Asc)
+            .order_by(Column::Id, sea_orm::Order::Asc)
             .limit(limit)
             // Two processes that look at once take different rows instead of waiting for each other; SQLite has one writer anyway.
             .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)
