@@ -3,9 +3,10 @@
 //! A URL is looked at when its run is accepted, and again at every call, with the addresses that its name has at that moment; the connection is made
 //! to an address that was looked at, and redirects are not followed.
 //!
-//! An address is refused when it is not on the public Internet, by the registries of IANA as of 2025-10:
-//! <https://www.iana.org/assignments/iana-ipv4-special-registry>, <https://www.iana.org/assignments/iana-ipv6-special-registry>,
-//! <https://www.iana.org/assignments/ipv6-address-space>, and the multicast blocks of either.
+//! An address is refused when it is not on the public Internet, by the registries of IANA
+//! (<https://www.iana.org/assignments/iana-ipv4-special-registry>, <https://www.iana.org/assignments/iana-ipv6-special-registry>,
+//! <https://www.iana.org/assignments/ipv6-address-space>), or is a multicast one. The few special blocks that can be reached from everywhere
+//! (anycast services, AS112) are refused as well: nobody receives webhooks there.
 
 use std::{
     fmt,
