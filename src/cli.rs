@@ -15,6 +15,7 @@ pub mod queue;
 pub mod run;
 pub mod serve;
 pub mod user;
+pub mod webhook;
 
 use std::{collections::HashMap, env, future::Future, path::PathBuf, sync::Arc};
 
@@ -23,8 +24,17 @@ use sea_orm::DatabaseConnection;
 use tokio::runtime::{self, Runtime};
 
 use self::{
-    account::AccountCommand, config::ConfigCommand, error::CliError, key::KeyCommand, migrate::MigrateArgs,
-    output::Output, prompt::PromptCommand, queue::QueueCommand, run::RunArgs, user::UserCommand,
+    account::AccountCommand,
+    config::ConfigCommand,
+    error::CliError,
+    key::KeyCommand,
+    migrate::MigrateArgs,
+    output::Output,
+    prompt::PromptCommand,
+    queue::QueueCommand,
+    run::RunArgs,
+    user::UserCommand,
+    webhook::{SecretsCommand, WebhookCommand},
 };
 use crate::{
     config::{Config, ENV_PREFIX, Flags, Inputs},
@@ -122,6 +132,20 @@ enum Command {
         #[command(subcommand)]
         command: PromptCommand,
     },
+    /// Manage webhook secrets, look at deliveries, and send them again
+    Webhook {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: WebhookCommand,
+    },
+    /// Look after the secrets that are stored
+    Secrets {
+        #[command(flatten)]
+        stores: StoreFlags,
+        #[command(subcommand)]
+        command: SecretsCommand,
+    },
     /// Look at the queue, pause, drain and resume it, and look after dead runs
     Queue {
         #[command(flatten)]
@@ -190,6 +214,12 @@ impl Cli {
             Command::Prompt { stores, command } => {
                 with_database(inputs, stores, async |db, config| prompt::run(command, &db, &config, output).await)
             }
+            Command::Webhook { stores, command } => {
+                with_database(inputs, stores, async |db, config| webhook::run(command, &db, &config, output).await)
+            }
+            Command::Secrets { stores, command } => with_database(inputs, stores, async |db, config| {
+                webhook::run_secrets(command, &db, &config, output).await
+            }),
             Command::Queue { stores, command } => {
                 stores.apply(&mut inputs.flags);
                 let config = start_command(&inputs)?;

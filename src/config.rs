@@ -14,6 +14,7 @@ mod value;
 
 use std::{collections::HashMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use workers::{
     EngineSettings,
     job::Price,
@@ -38,14 +39,17 @@ pub struct Config {
     pub database: DatabaseConfig,
     /// Absent: the embedded queue.
     pub redis: Option<RedisConfig>,
-    /// Keys the hashes of API keys; absent, hashes are unkeyed.
+    /// Keys the hashes of API keys (absent, hashes are unkeyed), and seals secrets that are stored.
     pub secret_key: Option<Secret>,
+    /// Keys of before, which still open what they sealed.
+    pub old_secret_keys: Vec<Secret>,
     pub workers: WorkerConfig,
     pub websocket: WebSocketConfig,
     pub engine: EngineSettings,
     pub batches: BatchesConfig,
     pub limits: LimitsConfig,
     pub retry: RetryPolicy,
+    pub webhooks: WebhookConfig,
     /// Whether rendered inputs and outputs are stored with ended runs.
     pub keep_content: bool,
     pub log: LogConfig,
@@ -144,6 +148,30 @@ pub struct LimitsConfig {
     /// How long an async run may take when its caller does not say.
     pub async_timeout: Duration,
     pub max_rendered_bytes: usize,
+}
+
+/// How ended runs are told to the URLs that their callers named.
+#[derive(Clone, Debug)]
+pub struct WebhookConfig {
+    /// What may be called although it is not on the public Internet, and by `http` as well.
+    pub allow: Vec<AllowedHost>,
+    /// How long one call may take, to the head of its answer.
+    pub timeout: Duration,
+    /// The pause after the first failed call; it doubles up to `retry_cap`.
+    pub retry_base: Duration,
+    pub retry_cap: Duration,
+    /// How long a delivery is tried.
+    pub give_up_after: Duration,
+    /// How long a secret that was replaced signs beside its successor.
+    pub secret_overlap: Duration,
+}
+
+/// A destination that an operator vouches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedHost {
+    Network(IpNet),
+    /// In lower case.
+    Name(String),
 }
 
 #[derive(Clone, Debug)]

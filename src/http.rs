@@ -20,6 +20,7 @@ mod auth;
 mod batch_body;
 mod batches;
 mod body;
+mod deliveries;
 mod error;
 mod event_body;
 mod events;
@@ -44,8 +45,8 @@ use axum::{
 };
 
 use self::ws::Sockets;
-pub use self::{health::Readiness, server::serve};
-use crate::{batches::Batches, config::WebSocketConfig, keys::Keys, run::Runner};
+pub use self::{health::Readiness, run_body::status_of, server::serve};
+use crate::{batches::Batches, config::WebSocketConfig, keys::Keys, run::Runner, webhooks::Webhooks};
 
 /// What the front door needs. Cheap to clone.
 #[derive(Clone)]
@@ -53,6 +54,7 @@ pub struct FrontDoor {
     pub keys: Keys,
     pub runner: Runner,
     pub batches: Batches,
+    pub webhooks: Webhooks,
     pub max_body_bytes: usize,
     pub websocket: WebSocketConfig,
     pub readiness: Readiness,
@@ -63,6 +65,7 @@ struct Door {
     keys: Keys,
     runner: Runner,
     batches: Batches,
+    webhooks: Webhooks,
     max_body_bytes: usize,
     sockets: Sockets,
     websocket: WebSocketConfig,
@@ -70,8 +73,9 @@ struct Door {
 
 /// Every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
-    let FrontDoor { keys, runner, batches, max_body_bytes, websocket, readiness } = front;
-    let door = Arc::new(Door { keys, runner, batches, max_body_bytes, sockets: Sockets::default(), websocket });
+    let FrontDoor { keys, runner, batches, webhooks, max_body_bytes, websocket, readiness } = front;
+    let sockets = Sockets::default();
+    let door = Arc::new(Door { keys, runner, batches, webhooks, max_body_bytes, sockets, websocket });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
     let guarded =
         |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
@@ -87,6 +91,8 @@ pub fn router(front: FrontDoor) -> Router {
         .route("/api/v1/batches/{id}", guarded(get(batches::show)))
         .route("/api/v1/batches/{id}/results", guarded(get(batches::results)))
         .route("/api/v1/batches/{id}/cancel", guarded(post(batches::cancel)))
+        .route("/api/v1/runs/{id}/deliveries", guarded(get(deliveries::list)))
+        .route("/api/v1/deliveries/{id}/redeliver", guarded(post(deliveries::redeliver)))
         .with_state(door.clone());
     shell::wrap(api.merge(health::routes(readiness)))
 }

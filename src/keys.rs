@@ -103,6 +103,8 @@ pub struct Keys {
     accounts: Accounts,
     /// Keys the hashes of keys minted from now on; keys that were minted without it stay good.
     secret: Option<Secret>,
+    /// What keyed the hashes of keys that were minted before.
+    old_secrets: Vec<Secret>,
     /// By the unkeyed hash of the text.
     known: Lookups<Digest, Known>,
     uses: Arc<Uses>,
@@ -124,7 +126,13 @@ impl Keys {
             db,
             changes,
             secret,
+            old_secrets: Vec::new(),
         }
+    }
+
+    /// Keys that were minted with one of these secrets stay good too.
+    pub fn with_old_secrets(self, old_secrets: Vec<Secret>) -> Self {
+        Self { old_secrets, ..self }
     }
 
     /// Starts to write down when keys were last used, every few seconds until `stop` and a last time then. Whoever calls owns the task,
@@ -269,9 +277,10 @@ impl Keys {
     }
 
     async fn load(&self, text: &KeyText) -> Result<Option<Known>, StoreError> {
-        let hashes = [Some(text.hash(None)), self.secret.as_ref().map(|secret| text.hash(Some(secret)))];
+        let keyed = self.secret.iter().chain(&self.old_secrets).map(|secret| text.hash(Some(secret)));
+        let hashes = std::iter::once(text.hash(None)).chain(keyed);
         let row = table::Entity::find()
-            .filter(table::Column::Hash.is_in(hashes.into_iter().flatten()))
+            .filter(table::Column::Hash.is_in(hashes))
             .filter(table::Column::RevokedAt.is_null())
             .one(&self.db)
             .await?;

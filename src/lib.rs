@@ -14,3 +14,5 @@ pub mod money;
 pub mod node;
 pub mod prompts;
 pub mod run;
+pub mod sealing;
+pub mod webhooks;

@@ -37,6 +37,7 @@ use crate::{
     keys::Keys,
     prompts::Prompts,
     run::Runner,
+    webhooks::{Deliverer, Webhooks},
 };
 
 /// The least time that the executors have to hand their runs back, however long the front door took to drain.
@@ -83,6 +84,8 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
+    #[error("webhooks cannot be called: {0}")]
+    Webhooks(#[from] reqwest::Error),
     #[error(transparent)]
     Executors(#[from] StartError),
 }
@@ -157,19 +160,25 @@ impl Node {
                 retry: config.retry,
                 providers: config.providers.values().cloned().collect(),
             };
-            Some(ExecutorPool::start(runtime, ledger, queue, settings).await?)
+            Some(ExecutorPool::start(runtime, ledger.clone(), queue, settings).await?)
         } else {
             None
         };
         let (stop, last) = (CancellationToken::new(), CancellationToken::new());
         let (changes, watching) = Changes::watch(db.clone(), last.clone());
-        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone());
+        let keys = Keys::new(db.clone(), config.secret_key.clone(), changes.clone())
+            .with_old_secrets(config.old_secret_keys.clone());
         let mut tasks = vec![watching, keys.record_uses(last.clone())];
         let intake = Intake::new(db.clone(), changes.clone());
+        let webhooks = Webhooks::new(db.clone(), ledger, &config, changes.clone());
         let prompts = Prompts::new(db.clone(), changes);
+        if roles.front_door {
+            let deliverer = Deliverer::new(webhooks.clone(), engine.clone(), http::status_of)?;
+            tasks.push(deliverer.start(last.clone()));
+        }
         let readiness = Readiness { engine: engine.clone(), executors: executors.as_ref().map(ExecutorPool::health) };
         let open = |listener, router, stop: &CancellationToken| Door::open(listener, router, &config, stop);
-        let runner = Runner::new(prompts, engine.clone(), intake, config.clone());
+        let runner = Runner::new(prompts, engine.clone(), intake, webhooks.clone(), config.clone());
         let max_body_bytes = config.server.max_body_bytes;
         let batches =
             Batches::new(db.clone(), runner.clone(), engine.clone(), keys.clone(), config.batches, max_body_bytes);
@@ -181,6 +190,7 @@ impl Node {
             keys,
             runner,
             batches: batches.clone(),
+            webhooks,
             max_body_bytes,
             websocket: config.websocket.clone(),
             readiness: readiness.clone(),

@@ -9,7 +9,7 @@
 //!
 //! - The plan is asked for *new* runs only. An account whose subscription ended can still read and cancel the runs it has.
 //! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), its account's plan (403), the server
-//!   is draining (503), its timeout (400), its prompt (404), the prompt's model (403), the account's budget (402), the variables (400),
+//!   is draining (503), its timeout (400), its webhook's missing secret (400), its prompt (404), the prompt's model (403), the account's budget (402), the variables (400),
 //!   the caller's rate (429), the depth of the queue (503).
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
 //!   told the run's id (202) has nothing left to hang up. A caller whose stream this process ends because it shuts down has not hung up:
@@ -52,6 +52,7 @@ use crate::{
     intake::Intake,
     keys::Principal,
     prompts::Prompts,
+    webhooks::{WebhookError, Webhooks},
 };
 
 /// Starts runs, and finds and cancels them. Cheap to clone.
@@ -61,12 +62,13 @@ pub struct Runner {
     engine: Engine,
     intake: Intake,
     budgets: Budgets,
+    webhooks: Webhooks,
     config: Arc<Config>,
 }
 
 impl Runner {
-    pub fn new(prompts: Prompts, engine: Engine, intake: Intake, config: Arc<Config>) -> Self {
-        Self { prompts, budgets: Budgets::new(engine.clone()), engine, intake, config }
+    pub fn new(prompts: Prompts, engine: Engine, intake: Intake, webhooks: Webhooks, config: Arc<Config>) -> Self {
+        Self { prompts, budgets: Budgets::new(engine.clone()), engine, intake, webhooks, config }
     }
 
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
@@ -157,8 +159,16 @@ impl Runner {
 
         let on_disconnect = request.on_disconnect();
         request.refuse_unsupported()?;
+        let webhook_url = request.webhook_url.as_deref().map(|url| self.webhooks.check(url)).transpose();
+        let webhook_url = webhook_url.map_err(RunError::WebhookUrl)?;
         self.admit(principal).await?;
         let timeout = plan::timeout(&request, limits)?;
+        if webhook_url.is_some() {
+            self.webhooks.admit(account.id).await.map_err(|error| match error {
+                WebhookError::NoSecret => RunError::WebhookSecretMissing,
+                WebhookError::Store(error) => error.into(),
+            })?;
+        }
         let version = request.version.map(i32::from);
         let Some(prompt) = self.prompts.resolve(account.id, request.prompt.as_str(), version).await? else {
             return Err(match version {
@@ -193,6 +203,7 @@ impl Runner {
             deadline: created_at.plus(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             keep_content: self.config.keep_content,
             repeat_streamed: prompt.repeat_streamed,
+            webhook_url,
         };
         Ok(Planned { job, timeout, on_disconnect, accepted_at })
     }
@@ -203,6 +214,11 @@ impl Runner {
             Some(key) => Ok(self.engine.keyed(principal.account.id, key).await?),
             None => Ok(None),
         }
+    }
+
+    /// The clock that runs go by.
+    pub fn now(&self) -> UnixMillis {
+        self.engine.now()
     }
 
     /// A run of the account, with its attempts.

@@ -8,6 +8,7 @@ mod m20261123_000003_runs;
 mod m20261123_000004_intake;
 mod m20261123_000005_idempotency;
 mod m20261123_000006_batches;
+mod m20261123_000007_webhooks;
 
 pub struct Migrator;
 
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000004_intake::Migration),
             Box::new(m20261123_000005_idempotency::Migration),
             Box::new(m20261123_000006_batches::Migration),
+            Box::new(m20261123_000007_webhooks::Migration),
         ]
     }
 }

@@ -75,7 +75,7 @@ impl From<NodeError> for CliError {
             }
             NodeError::QueueGone(_) | NodeError::TakenDatabase => CliError::Unavailable(sentence),
             NodeError::NeedsRedis(_) => CliError::Config(sentence),
-            NodeError::Executors(_) => CliError::Software(sentence),
+            NodeError::Executors(_) | NodeError::Webhooks(_) => CliError::Software(sentence),
         }
     }
 }

@@ -13,7 +13,7 @@ use workers::{EngineSettings, retry::RetryPolicy};
 
 use super::{
     BatchesConfig, Config, DatabaseConfig, LimitsConfig, LogConfig, RedisConfig, ServerConfig, WebSocketConfig,
-    WorkerConfig, environment,
+    WebhookConfig, WorkerConfig, environment,
     file::{self, FileContent, TableEntry},
     keys::ENV_CONFIG,
     reader::{Given, Reader, Reported, Setting},
@@ -130,7 +130,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let server = server(reader);
     let database = database(reader);
     let redis = redis(reader);
-    let secret_key = reader.optional("security.secret_key", value::secret);
+    let secret_keys = reader.optional("security.secret_key", value::secrets);
     let slots = reader.required("workers.slots", value::whole(1..=100_000));
     let lease = reader.required("workers.lease_ms", value::whole(1_000..=600_000)).map(Duration::from_millis);
     let websocket = websocket(reader);
@@ -139,20 +139,24 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let batches = batches(reader);
     let limits = limits(reader);
     let retry = retry(reader);
+    let webhooks = webhooks(reader);
     let keep_content = reader.required("retention.keep_content", value::boolean);
     let log = log(reader);
+    let (secret_key, old_secret_keys) = secret_keys?.map_or((None, Vec::new()), |(first, old)| (Some(first), old));
     Ok(Config {
         file: None,
         server: server?,
         database: database?,
         redis: redis?,
-        secret_key: secret_key?,
+        secret_key,
+        old_secret_keys,
         workers: WorkerConfig { slots: slots?, lease: lease? },
         websocket: websocket?,
         engine: EngineSettings { max_depth: max_depth?, max_bytes: max_bytes? },
         batches: batches?,
         limits: limits?,
         retry: retry?,
+        webhooks: webhooks?,
         keep_content: keep_content?,
         log: log?,
         providers: HashMap::new(),
@@ -256,6 +260,29 @@ fn retry(reader: &mut Reader) -> Result<RetryPolicy, Reported> {
         at_most(reader, "retry.base_ms", "retry.cap_ms");
     }
     Ok(RetryPolicy { max_attempts: max_attempts?, base, cap })
+}
+
+fn webhooks(reader: &mut Reader) -> Result<WebhookConfig, Reported> {
+    const MONTH: u64 = 30 * 24 * 60 * 60 * 1000;
+    let allow = reader.optional("webhooks.allow", value::hosts);
+    let timeout = reader.required("webhooks.timeout_ms", value::whole(1..=60_000)).map(Duration::from_millis);
+    let retry_base = reader.required("webhooks.retry_base_ms", value::millis);
+    let retry_cap = reader.required("webhooks.retry_cap_ms", value::millis);
+    let long = |reader: &mut Reader, key| reader.required(key, value::whole(1..=MONTH)).map(Duration::from_millis);
+    let give_up_after = long(reader, "webhooks.give_up_after_ms");
+    let secret_overlap = long(reader, "webhooks.secret_overlap_ms");
+    let (retry_base, retry_cap) = (retry_base?, retry_cap?);
+    if retry_base > retry_cap {
+        at_most(reader, "webhooks.retry_base_ms", "webhooks.retry_cap_ms");
+    }
+    Ok(WebhookConfig {
+        allow: allow?.unwrap_or_default(),
+        timeout: timeout?,
+        retry_base,
+        retry_cap,
+        give_up_after: give_up_after?,
+        secret_overlap: secret_overlap?,
+    })
 }
 
 /// Reports that the value of one key is above that of another.

@@ -2,9 +2,11 @@
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
+use ipnet::IpNet;
 use reqwest::Url;
 use workers::providers::Secret;
 
+use super::AllowedHost;
 use crate::money;
 
 /// A value before it is parsed. It has no `Debug`: it may be a secret.
@@ -74,8 +76,47 @@ pub(super) fn model_name(value: &Value) -> Result<String, Wrong> {
         .ok_or_else(|| Wrong::expected("a name of at most 200 visible ASCII characters without spaces"))
 }
 
-pub(super) fn secret(value: &Value) -> Result<Secret, Wrong> {
-    text(value).map(Secret::new)
+/// One secret, or several with commas between them; the first is the one in use.
+pub(super) fn secrets(value: &Value) -> Result<(Secret, Vec<Secret>), Wrong> {
+    let text = text(value)?;
+    let mut parts = text.split(',').map(str::trim);
+    match (parts.next(), parts.map(str::to_owned).collect::<Vec<_>>()) {
+        (Some(first), old) if !first.is_empty() && old.iter().all(|part| !part.is_empty()) => {
+            Ok((Secret::new(first), old.into_iter().map(Secret::new).collect()))
+        }
+        _ => Err(Wrong::expected("one or more texts, none of them empty, with commas between them")),
+    }
+}
+
+/// Networks, addresses and names of hosts: a list, or in the environment words with commas between them.
+pub(super) fn hosts(value: &Value) -> Result<Vec<AllowedHost>, Wrong> {
+    let wrong = |found: Option<String>| Wrong {
+        expected: "a list of networks, addresses and host names, such as 10.1.2.0/24 and hooks.internal".to_owned(),
+        found,
+    };
+    let words: Vec<String> = match value {
+        Value::List(items) => items
+            .iter()
+            .map(|item| match item {
+                Value::Text(text) => Ok(text.clone()),
+                other => Err(wrong(Some(format!("a list with {other}")))),
+            })
+            .collect::<Result<_, _>>()?,
+        Value::Untyped(text) => text.split(',').map(|word| word.trim().to_owned()).collect(),
+        _ => return Err(wrong(None)),
+    };
+    let host = |word: String| {
+        if let Ok(network) = word.parse::<IpNet>() {
+            return Ok(AllowedHost::Network(network));
+        }
+        if let Ok(address) = word.parse::<std::net::IpAddr>() {
+            return Ok(AllowedHost::Network(address.into()));
+        }
+        let name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let named = !word.is_empty() && word.chars().all(name) && word.chars().any(|c| c.is_ascii_alphabetic());
+        if named { Ok(AllowedHost::Name(word.to_ascii_lowercase())) } else { Err(wrong(Some(format!("{word:?}")))) }
+    };
+    words.into_iter().map(host).collect()
 }
 
 pub(super) fn boolean(value: &Value) -> Result<bool, Wrong> {

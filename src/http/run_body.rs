@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use workers::{
     RunView,
     job::{Attempt, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
@@ -129,6 +130,12 @@ impl<'a> RunBody<'a> {
             requeued_from: run.requeued_from,
         }
     }
+}
+
+/// The status of a run as the API shows it, for whoever is told of it in another way.
+pub fn status_of(run: &RunView) -> Box<RawValue> {
+    // Texts, numbers and maps with string keys always serialise.
+    to_raw_value(&RunBody::new(run)).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 /// A cancelled or expired run has no failure of its own in the ledger, but its reader wants the same two fields.

@@ -12,7 +12,7 @@ use workers::{
 };
 
 use super::{InvalidRequest, PromptName, budget::Month};
-use crate::{db::StoreError, money::Usd, prompts::RenderError};
+use crate::{db::StoreError, money::Usd, prompts::RenderError, webhooks::UrlProblem};
 
 /// When a caller should come back to a server that shuts down, or whose stores do not answer.
 const COME_BACK: Duration = Duration::from_secs(2);
@@ -28,6 +28,10 @@ pub enum RunError {
     NotSupported(Vec<&'static str>),
     #[error("'timeoutMs' must be at most {}, not {}", .max.as_millis(), .asked.as_millis())]
     TimeoutTooLong { asked: Duration, max: Duration },
+    #[error("'webhookUrl' {0}")]
+    WebhookUrl(UrlProblem),
+    #[error("This account has no webhook secret to sign with; an operator makes one")]
+    WebhookSecretMissing,
     #[error("Missing variables: {}", .0.join(", "))]
     MissingVariables(Vec<String>),
     #[error("The prompt's template failed: {0}")]
@@ -83,6 +87,8 @@ impl RunError {
             Self::Invalid(_)
             | Self::NotSupported(_)
             | Self::TimeoutTooLong { .. }
+            | Self::WebhookUrl(_)
+            | Self::WebhookSecretMissing
             | Self::MissingVariables(_)
             | Self::TemplateFailed(_)
             | Self::InputTooLarge { .. } => 400,
@@ -107,7 +113,8 @@ impl RunError {
         match self {
             Self::Invalid(error) => error.code(),
             Self::NotSupported(_) => "not_supported",
-            Self::TimeoutTooLong { .. } => "invalid_request",
+            Self::TimeoutTooLong { .. } | Self::WebhookUrl(_) => "invalid_request",
+            Self::WebhookSecretMissing => "webhook_secret_missing",
             Self::MissingVariables(_) => "missing_variables",
             Self::TemplateFailed(_) => "template_failed",
             Self::InputTooLarge { .. } => "input_too_large",
@@ -156,6 +163,9 @@ impl RunError {
             Self::TimeoutTooLong { max, .. } => {
                 Some(json!({ "maxTimeoutMs": u64::try_from(max.as_millis()).unwrap_or(u64::MAX) }))
             }
+            Self::WebhookUrl(problem) => Some(json!({
+                "fields": [{ "field": "webhookUrl", "expected": problem.expected, "found": problem.found }],
+            })),
             Self::MissingVariables(names) => Some(json!({ "missing": names })),
             Self::InputTooLarge { max_bytes } => Some(json!({ "maxBytes": max_bytes })),
             Self::Limited { rule, .. } => Some(json!({ "limit": rule })),

@@ -137,9 +137,7 @@ impl RunRequest {
 
     /// Refuses what is understood and not offered.
     pub(super) fn refuse_unsupported(&self) -> Result<(), RunError> {
-        let asked = [("cache", self.cache), ("webhookUrl", self.webhook_url.is_some())];
-        let fields: Vec<_> = asked.into_iter().filter_map(|(field, asked)| asked.then_some(field)).collect();
-        if fields.is_empty() { Ok(()) } else { Err(RunError::NotSupported(fields)) }
+        if self.cache { Err(RunError::NotSupported(vec!["cache"])) } else { Ok(()) }
     }
 }
 

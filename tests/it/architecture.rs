@@ -117,6 +117,8 @@ fn no_moment_of_a_run_comes_from_the_wall_clock() {
 #[test]
 fn each_table_has_one_owner() {
     check(&["table_name = \"runs\"", "table_name = \"attempts\""], &["workers/src/ledger"]);
+    check(&["table_name = \"webhook_outbox\"", "table_name = \"webhook_attempts\""], &["workers/src/ledger/outbox"]);
+    check(&["table_name = \"webhook_secrets\""], &["src/webhooks"]);
     check(&["table_name = \"api_keys\""], &["src/keys"]);
     check(&["table_name = \"intake\""], &["src/intake.rs"]);
     check(&["table_name = \"batches\"", "table_name = \"batch_lines\""], &["src/batches"]);

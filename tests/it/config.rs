@@ -6,7 +6,7 @@ mod tables;
 
 use std::{fs, path::Path, time::Duration};
 
-use prompt_manager::config::{Config, Inputs, KEYS, Kind, Loaded, Source};
+use prompt_manager::config::{AllowedHost, Config, Inputs, KEYS, Kind, Loaded, Source};
 use tempfile::TempDir;
 use workers::providers::ProviderKind;
 
@@ -148,6 +148,8 @@ fn another_value(key: &str) -> &'static str {
         "retention.keep_content" => "false",
         "log.level" => "debug",
         "log.format" => "json",
+        "webhooks.allow" => "10.1.0.0/16,hooks.internal",
+        "webhooks.retry_cap_ms" => "1800001",
         "workers.lease_ms" => "11000",
         "limits.max_timeout_ms" => "3600001",
         "retry.cap_ms" => "20001",
@@ -182,7 +184,7 @@ fn every_key_can_be_set_in_the_environment_and_in_the_file() {
         let (section, name) = key.name.split_once('.').unwrap();
         let typed = match key.kind {
             Kind::Number | Kind::Flag => text.to_owned(),
-            Kind::List => format!("[{text:?}]"),
+            Kind::List => format!("{:?}", text.split(',').collect::<Vec<_>>()),
             _ => format!("{text:?}"),
         };
         let file = Setup::new().file(&format!("[{section}]\n{name} = {typed}"));
@@ -199,6 +201,24 @@ fn every_key_can_be_set_in_the_environment_and_in_the_file() {
             .collect();
         assert!(values.iter().all(|value| *value == values[0]), "{}: {values:?}", key.name);
     }
+}
+
+#[test]
+fn what_webhooks_may_call_is_networks_addresses_and_names() {
+    let config = Setup::new().file("[webhooks]\nallow = ['10.1.0.0/16', '::1', 'Hooks.internal']").config();
+    let expect = [
+        AllowedHost::Network("10.1.0.0/16".parse().unwrap()),
+        AllowedHost::Network("::1/128".parse().unwrap()),
+        AllowedHost::Name("hooks.internal".to_owned()),
+    ];
+    assert_eq!(config.webhooks.allow, expect);
+    let wanted = "must be a list of networks, addresses and host names, such as 10.1.2.0/24 and hooks.internal, but is";
+    for wrong in ["10.1.0.0/33", "10.1", "http://hooks", "a b", ""] {
+        let problem = format!("webhooks.allow (prompt-manager.toml, line 2) {wanted} {wrong:?}");
+        check_refused(Setup::new().file(&format!("[webhooks]\nallow = [{wrong:?}]")), &problem);
+    }
+    let problem = format!("webhooks.allow (prompt-manager.toml, line 2) {wanted} a list with 7");
+    check_refused(Setup::new().file("[webhooks]\nallow = [7]"), &problem);
 }
 
 #[test]

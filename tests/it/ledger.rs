@@ -3,6 +3,7 @@
 mod dead;
 mod keys;
 mod opening;
+mod outbox;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -25,6 +26,10 @@ use workers::{
 use self::dead::{a_dead_run_is_looked_after_once, dead_runs_keep_their_job_until_somebody_has_looked_after_them};
 use self::keys::{a_key_stands_for_one_run_for_a_day, of_many_runs_with_one_key_one_is_written};
 use self::opening::{migrating_twice_and_at_once_is_harmless, the_schema_is_compared_with_this_version};
+use self::outbox::{
+    a_delivery_goes_its_way_and_begins_again, a_delivery_is_one_process_s_for_its_lease,
+    an_ending_that_won_is_told_of_once,
+};
 use crate::support::postgres::{self, PostgresServer};
 
 /// An empty database of either kind.
@@ -102,6 +107,9 @@ over_both!(
     a_key_stands_for_one_run_for_a_day,
     of_many_runs_with_one_key_one_is_written,
     a_dead_run_is_looked_after_once,
+    an_ending_that_won_is_told_of_once,
+    a_delivery_is_one_process_s_for_its_lease,
+    a_delivery_goes_its_way_and_begins_again,
     a_run_is_found_by_its_own_account_only,
     migrating_twice_and_at_once_is_harmless,
     the_schema_is_compared_with_this_version,
@@ -138,6 +146,7 @@ fn job() -> Job {
         keep_content: true,
         tokens: 500,
         repeat_streamed: false,
+        webhook_url: None,
     }
 }
 

@@ -31,4 +31,5 @@ mod retries;
 mod server;
 mod streaming;
 mod support;
+mod webhooks;
 mod websocket;

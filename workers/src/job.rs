@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     ending::{Attempt, AttemptOutcome, Ending, Failure, Outcome},
     event::{Event, Logged},
-    ids::{AccountId, FrontDoorId, KeyId, PromptId, RunId, WorkerId},
+    ids::{AccountId, DeliveryId, FrontDoorId, KeyId, PromptId, RunId, WorkerId},
 };
 
 /// The format of [`Job`] and [`Ending`] on the wire. A process that meets another number leaves the run to a newer one.
@@ -165,6 +165,9 @@ pub struct Job {
     /// A call that was cut off after output was streamed may be made again (and billed again).
     #[serde(default)]
     pub repeat_streamed: bool,
+    /// Who is told of the end: a URL that was checked when the run was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook_url: Option<String>,
 }
 
 /// One model at one provider.

@@ -1,5 +1,7 @@
 //! The ledger: the `runs` and `attempts` tables, the truth about every run. The only place that changes a state.
 //!
+//! Beside them it keeps what is written in the transactions of these: idempotency keys, and the outbox of webhooks.
+//!
 //! Every write may be repeated: a row that is there is left as it is, a terminal row never changes, and an attempt is known by its run and
 //! fence. So a write whose answer was lost is simply made again.
 //!
@@ -11,6 +13,7 @@ mod fault;
 mod group;
 mod idempotency;
 mod list;
+mod outbox;
 mod read;
 mod runs;
 mod store;
@@ -27,6 +30,7 @@ pub use self::{
     fault::Fault,
     idempotency::{IdempotencyKey, KEY_LIFE, KnownRun},
     list::RunFilter,
+    outbox::{Claimed, Delivery, DeliveryState, Outbox, Redelivery, Try, Verdict},
 };
 use self::{group::Insert, runs::Texts, store::Store};
 use crate::{
@@ -285,6 +289,11 @@ impl Ledger {
     /// Looks after a dead run by dropping what it was to do; its history stays. Whether it was dead.
     pub async fn discard(&self, dead: RunId) -> Result<bool, LedgerError> {
         dead::discard(&self.store, dead).await
+    }
+
+    /// What is to be told of runs that have ended.
+    pub fn outbox(&self) -> Outbox {
+        Outbox::new(self.store.clone())
     }
 
     /// Answers when the database does.

@@ -34,6 +34,7 @@ pub fn job() -> Job {
         keep_content: true,
         tokens: 10,
         repeat_streamed: false,
+        webhook_url: None,
     }
 }
 

@@ -40,8 +40,9 @@ fn every_field_is_read() {
     assert_eq!(request.metadata, BTreeMap::from([("order".to_owned(), "17".to_owned())]));
     assert_eq!(request.on_disconnect(), OnDisconnect::Continue);
     let Err(RunError::NotSupported(fields)) = request.refuse_unsupported() else { panic!("must be refused") };
-    assert_eq!(fields, ["cache", "webhookUrl"]);
+    assert_eq!(fields, ["cache"]);
     assert!(request.stream);
+    assert_eq!(request.webhook_url.as_deref(), Some("https://example.com/h"));
 }
 
 #[test]

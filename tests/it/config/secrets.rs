@@ -27,6 +27,16 @@ fn secrets_are_in_force_and_in_no_list() {
 }
 
 #[test]
+fn of_several_secret_keys_the_first_is_in_use() {
+    let config = Setup::new().env("PROMPT_MANAGER_SECRET_KEY", "new, old,older").config();
+    assert_eq!(config.secret_key.unwrap().expose(), "new");
+    let old: Vec<_> = config.old_secret_keys.iter().map(|key| key.expose()).collect();
+    assert_eq!(old, ["old", "older"]);
+    let problems = Setup::new().env("PROMPT_MANAGER_SECRET_KEY", "planted,,old").problems();
+    assert!(problems.len() == 1 && !problems[0].contains("planted"), "{problems:?}");
+}
+
+#[test]
 fn the_debug_text_of_a_configuration_has_no_secret() {
     let debug = format!("{:?}", planted().load());
     assert!(!debug.contains("planted"), "{debug}");

@@ -259,6 +259,7 @@ impl Spec {
             keep_content: true,
             tokens: self.tokens,
             repeat_streamed: false,
+            webhook_url: None,
         })
     }
 }

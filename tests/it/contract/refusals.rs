@@ -48,9 +48,10 @@ async fn a_bad_request_is_400_and_says_what_is_wrong(mode: Mode) {
     check(r#"{"promptName":1,"stream":"no"}"#, "invalid_request", &["'promptName'", "'stream'", "a boolean"]).await;
     check(r#"{"promptName":"a","model":"x","temperature":1}"#, "invalid_request", &["'model'", "'temperature'"]).await;
     check(r#"{"promptName":"a","timeoutMs":3600001}"#, "invalid_request", &["3600000"]).await;
-    for field in [r#""cache":true"#, r#""webhookUrl":"https://example.com""#] {
-        check(&format!(r#"{{"promptName":"a",{field}}}"#), "not_supported", &[]).await;
-    }
+    check(r#"{"promptName":"a","cache":true}"#, "not_supported", &["'cache'"]).await;
+    let hook = r#"{"promptName":"a","webhookUrl":"http://example.com"}"#;
+    check(hook, "invalid_request", &["'webhookUrl' must be an https URL"]).await;
+    check(r#"{"promptName":"a","webhookUrl":"https://example.com"}"#, "webhook_secret_missing", &["secret"]).await;
 
     let missing = json!({ "promptName": EMAIL_DE_BIENVENUE, "variables": { "extra": 1 } }).to_string();
     let details = check(&missing, "missing_variables", &["nom_utilisateur", "nom_service"]).await;

@@ -54,8 +54,7 @@ id!(/// One run, for its whole life.
 impl RunId {
     /// The id of a run that is created at this moment.
     pub fn at(moment: UnixMillis) -> Self {
-        let millis = moment.since(UnixMillis(0));
-        Self(Builder::from_unix_timestamp_millis(millis, &rand::random()).into_uuid())
+        Self(uuid_at(moment))
     }
 
     /// No run that was made at this moment or after it has a smaller id, and none before it has a greater one.
@@ -63,6 +62,19 @@ impl RunId {
         // The id of version 7 begins with 48 bits of milliseconds.
         Self(Uuid::from_u128(u128::from(moment.since(UnixMillis(0))) << 80))
     }
+}
+
+id!(/// What a webhook is told about one run, however often it is sent: its `webhook-id`.
+    DeliveryId);
+impl DeliveryId {
+    /// The id of a delivery that is created at this moment.
+    pub fn at(moment: UnixMillis) -> Self {
+        Self(uuid_at(moment))
+    }
+}
+
+fn uuid_at(moment: UnixMillis) -> Uuid {
+    Builder::from_unix_timestamp_millis(moment.since(UnixMillis(0)), &rand::random()).into_uuid()
 }
 
 id!(/// An account: the owner of prompts, keys and runs.

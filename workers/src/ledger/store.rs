@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{
     Accepted, Entered, Fault, LedgerStats, Settled,
     attempts::{self, CALL_COLUMNS},
-    idempotency,
+    idempotency, outbox,
     runs::{self, ENDING_COLUMNS, Texts},
 };
 use crate::job::{Attempt, AttemptOutcome, Ending, Fence, Job, RunId};
@@ -137,6 +137,8 @@ impl Store {
         for round in rounds(batch) {
             for entries in statements(&round) {
                 let won = self.write_endings(&transaction, entries, texts).await?;
+                let told = entries.iter().filter(|(_, job, _)| won.contains(&job.id.0));
+                outbox::enter(&transaction, told.map(|(_, job, ending)| (*job, *ending))).await?;
                 for (index, job, _) in entries {
                     if let Some(settled) = settled.get_mut(*index)
                         && won.contains(&job.id.0)

@@ -263,6 +263,7 @@ impl<D: Driver> World<D> {
             keep_content: true,
             tokens,
             repeat_streamed: false,
+            webhook_url: None,
         })
     }
 

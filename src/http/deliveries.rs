@@ -1,0 +1,118 @@
+//! `GET /api/v1/runs/{id}/deliveries` and `POST /api/v1/deliveries/{id}/redeliver`.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use workers::{
+    job::{DeliveryId, RunId},
+    ledger::{Delivery, Redelivery, Try},
+};
+
+use super::{Door, error::ApiError, run_body::rfc3339, runs::run_id};
+use crate::{keys::Principal, run::RunError};
+
+/// A run ends once, so that it is told once.
+const MAX_DELIVERIES: u64 = 10;
+
+#[derive(Serialize)]
+struct ListBody<'a> {
+    success: bool,
+    deliveries: Vec<DeliveryBody<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DeliveryBody<'a> {
+    id: DeliveryId,
+    run_id: RunId,
+    event: &'a str,
+    url: &'a str,
+    state: &'static str,
+    created_at: String,
+    /// When it is called next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_attempt_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<String>,
+    attempts: Vec<AttemptBody<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttemptBody<'a> {
+    at: String,
+    duration_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+impl<'a> DeliveryBody<'a> {
+    fn new(delivery: &'a Delivery, attempts: &'a [Try]) -> Self {
+        Self {
+            id: delivery.id,
+            run_id: delivery.run,
+            event: &delivery.event,
+            url: &delivery.url,
+            state: delivery.state.as_str(),
+            created_at: rfc3339(delivery.created_at),
+            next_attempt_at: delivery.due_at.map(rfc3339),
+            finished_at: delivery.finished_at.map(rfc3339),
+            attempts: attempts.iter().map(attempt).collect(),
+        }
+    }
+}
+
+fn attempt(made: &Try) -> AttemptBody<'_> {
+    let Try { at, duration_ms, status, error, .. } = made;
+    AttemptBody { at: rfc3339(*at), duration_ms: *duration_ms, status: *status, error: error.as_deref() }
+}
+
+/// Who is told of the end of a run of the caller's account, and how that went.
+pub(super) async fn list(
+    State(door): State<Arc<Door>>,
+    Extension(principal): Extension<Arc<Principal>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let (account, run) = (principal.account.id, run_id(id)?);
+    // An absent run and one that nobody is told of are different answers.
+    door.runner.find(account, run).await?;
+    let outbox = door.webhooks.outbox();
+    let deliveries = outbox.of(account, Some(run), None, MAX_DELIVERIES).await.map_err(RunError::from)?;
+    let mut told = Vec::with_capacity(deliveries.len());
+    for delivery in deliveries {
+        let tries = outbox.tries(delivery.id).await.map_err(RunError::from)?;
+        told.push((delivery, tries));
+    }
+    let deliveries = told.iter().map(|(delivery, tries)| DeliveryBody::new(delivery, tries)).collect();
+    Ok(Json(ListBody { success: true, deliveries }).into_response())
+}
+
+/// Calls a webhook of the caller's account again, whatever became of it before.
+pub(super) async fn redeliver(
+    State(door): State<Arc<Door>>,
+    Extension(principal): Extension<Arc<Principal>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let unknown = || ApiError::new(StatusCode::NOT_FOUND, "delivery_not_found", "The delivery was not found");
+    let id: DeliveryId = id.ok().and_then(|Path(text)| text.parse().ok()).ok_or_else(unknown)?;
+    let outbox = door.webhooks.outbox();
+    let again = outbox.redeliver(Some(principal.account.id), id, door.runner.now()).await;
+    let Redelivery::Queued(delivery) = again.map_err(RunError::from)? else { return Err(unknown()) };
+    let tries = outbox.tries(id).await.map_err(RunError::from)?;
+    #[derive(Serialize)]
+    struct Body<'a> {
+        success: bool,
+        #[serde(flatten)]
+        delivery: DeliveryBody<'a>,
+    }
+    let body = Body { success: true, delivery: DeliveryBody::new(&delivery, &tries) };
+    Ok((StatusCode::ACCEPTED, Json(body)).into_response())
+}
