@@ -13,6 +13,7 @@ mod accounts;
 mod architecture;
 mod budget;
 mod cli;
+mod client;
 mod config;
 mod conformance;
 mod contract;
