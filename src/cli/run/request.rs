@@ -196,11 +196,9 @@ mod tests {
         let check = |more: &[&str], expect: &str| {
             assert_eq!(Call::of(&args(more)).unwrap_err(), CliError::Usage(expect.to_owned()), "{more:?}");
         };
-        for timeout in ["0", "soon", "-1", "1e99", "NaN"] {
-            let timeout = format!("--timeout={timeout}");
-            let expect =
-                format!("--timeout wants seconds, such as 30 or 0.5, but is {:?}", &timeout["--timeout=".len()..]);
-            check(&[&timeout], &expect);
+        for wrong in ["0", "soon", "-1", "1e99", "NaN"] {
+            let expect = format!("--timeout wants seconds, such as 30 or 0.5, but is {wrong:?}");
+            check(&[&format!("--timeout={wrong}")], &expect);
         }
         check(&["--metadata", "order"], "--metadata wants NAME=VALUE, but is \"order\"");
         check(&["--metadata", "a=1", "--metadata", "a=2"], "the metadata a is given twice");

@@ -26,7 +26,8 @@ const MAX_RESUMES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause that a server may ask for.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// More than the largest output that a server may be configured to take from a provider (`max_response_bytes`) is not expected of it.
+/// The last event has the whole output. A server takes 4 MiB from a provider unless it is told otherwise (`max_response_bytes`), and JSON may need six
+/// times as much for it.
 const MAX_EVENT_BYTES: usize = 64 << 20;
 
 /// Starts the run of `call` and reads it to its end; without one, reads the run that is `known`.
