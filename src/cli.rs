@@ -46,7 +46,7 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "prompt-manager", version, propagate_version = true, arg_required_else_help = true)]
 #[command(after_help = "Exit codes: 0 done, 1 refused or failed, 2 wrong command line, 69 a server does not answer, \
-                        70 internal error, 78 wrong configuration.")]
+                        70 internal error, 78 wrong configuration; `run --help` has more.")]
 pub struct Cli {
     /// The configuration file [default: prompt-manager.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE")]

@@ -14,6 +14,7 @@ mod architecture;
 mod batches;
 mod budget;
 mod cli;
+mod client;
 mod config;
 mod conformance;
 mod contract;

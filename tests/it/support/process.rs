@@ -39,7 +39,7 @@ pub fn bound(program: &str) -> Command {
 }
 
 /// The binary under test, in a folder and an environment of its own.
-fn binary(folder: &Path, args: &[&str], env: &[(String, String)]) -> Command {
+pub fn binary(folder: &Path, args: &[&str], env: &[(String, String)]) -> Command {
     let mut command = bound(BINARY);
     command.args(args).env_clear().envs(env.iter().map(|(name, value)| (name, value))).current_dir(folder);
     command
