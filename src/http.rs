@@ -25,6 +25,7 @@ mod headers;
 mod health;
 mod idempotency;
 mod list;
+mod openapi;
 mod prefer;
 mod run_body;
 mod runs;
@@ -35,15 +36,15 @@ mod ws;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    middleware::from_fn_with_state,
-    routing::{MethodRouter, get, post},
+use axum::{Router, middleware::from_fn_with_state, routing::MethodRouter};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
+    routes,
 };
 use workers::Engine;
 
-use self::ws::Sockets;
-pub use self::{health::Readiness, server::serve};
+use self::{health::Probe, ws::Sockets};
+pub use self::{health::Readiness, openapi::document, server::serve};
 use crate::{
     config::{Config, WebSocketConfig},
     intake::Intake,
@@ -72,7 +73,28 @@ struct Door {
     websocket: WebSocketConfig,
 }
 
-/// Every route of a front door.
+/// Every route of a front door. Each describes itself where its handler is, and so is in the document.
+struct Routes {
+    api: OpenApiRouter<Arc<Door>>,
+    health: OpenApiRouter<Arc<Probe>>,
+    reference: OpenApiRouter,
+}
+
+/// `guard` asks for a key before the handler is called.
+fn routes(guard: impl Fn(MethodRouter<Arc<Door>>) -> MethodRouter<Arc<Door>>) -> Routes {
+    let guarded = |routes: UtoipaMethodRouter<Arc<Door>>| routes.map(&guard);
+    let api = OpenApiRouter::new()
+        .routes(guarded(routes!(runs::create)))
+        .routes(guarded(routes!(list::show)))
+        .routes(guarded(routes!(runs::show)))
+        .routes(guarded(routes!(events::show)))
+        .routes(guarded(routes!(runs::cancel)))
+        // Browsers cannot set its headers, so it looks for the key itself.
+        .routes(routes!(ws::upgrade::open));
+    Routes { api, health: health::routes(), reference: openapi::routes() }
+}
+
+/// Serves every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
     let FrontDoor { keys, prompts, engine, intake, config, readiness } = front;
     let max_body_bytes = config.server.max_body_bytes;
@@ -80,21 +102,13 @@ pub fn router(front: FrontDoor) -> Router {
     let runner = Runner::new(prompts, engine, intake, config);
     let door = Arc::new(Door { keys, runner, max_body_bytes, sockets: Sockets::default(), websocket });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
-    let guarded =
-        |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
-    let api = Router::new()
-        .route("/api/v1/run", guarded(post(runs::create)))
-        .route("/api/v1/runs", guarded(get(list::show)))
-        .route("/api/v1/runs/{id}", guarded(get(runs::show)))
-        .route("/api/v1/runs/{id}/events", guarded(get(events::show)))
-        .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
-        // Browsers cannot set its headers, so it looks for the key itself.
-        .route("/api/v1/ws", get(ws::open))
-        .with_state(door.clone());
-    shell::wrap(api.merge(health::routes(readiness)))
+    let guard = |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
+    let Routes { api, health, reference } = routes(guard);
+    let all = api.with_state(door.clone()).merge(health.with_state(Probe::of(readiness))).merge(reference);
+    shell::wrap(all.into())
 }
 
 /// `/healthz` and `/readyz` alone: for workers, and for listeners that only probes reach.
 pub fn operations_router(readiness: Readiness) -> Router {
-    shell::wrap(health::routes(readiness))
+    shell::wrap(health::routes().with_state(Probe::of(readiness)).into())
 }

@@ -11,27 +11,69 @@ use axum::{
 use chrono::DateTime;
 use serde::Serialize;
 use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 use workers::{
     job::{Lane, RunId, UnixMillis},
     ledger::RunFilter,
 };
 
-use super::{Door, error::ApiError, run_body::RunBody};
+use super::{Door, error::ApiError, openapi::schemas, run_body::RunBody};
 use crate::keys::Principal;
 
 const DEFAULT_LIMIT: usize = 20;
 const MAX_LIMIT: usize = 100;
 
-#[derive(Serialize)]
+/// A page of runs.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RunList)]
 #[serde(rename_all = "camelCase")]
 struct ListBody<'a> {
     success: bool,
     runs: Vec<RunBody<'a>>,
     /// The `cursor` of the next page; null when this is the last one.
+    #[schema(value_type = Option<Uuid>, required = true)]
     next_cursor: Option<RunId>,
 }
 
-/// Answers with a page of runs, without their outputs.
+/// The parameters as the document describes them; [`Asked`] reads them by hand.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+#[expect(dead_code, reason = "only the document's generator reads it")]
+struct Parameters {
+    #[param(schema_with = schemas::state, required = false)]
+    state: String,
+    /// Runs of this prompt.
+    prompt_name: Option<String>,
+    /// Runs of this model.
+    model: Option<String>,
+    #[param(schema_with = schemas::lane, required = false)]
+    priority: String,
+    /// Runs that were accepted at this moment (RFC 3339) or later.
+    #[param(format = DateTime, nullable = false)]
+    created_after: Option<String>,
+    /// Runs that were accepted before this moment (RFC 3339).
+    #[param(format = DateTime, nullable = false)]
+    created_before: Option<String>,
+    /// The `nextCursor` of the page before.
+    #[param(value_type = Option<Uuid>, nullable = false)]
+    cursor: Option<String>,
+    /// How many runs a page has at most.
+    #[param(minimum = 1, maximum = 100, default = 20, nullable = false)]
+    limit: Option<u64>,
+}
+
+/// Answers with a page of runs of the caller's account, newest first, without their outputs.
+#[utoipa::path(
+    get,
+    path = "/api/v1/runs",
+    operation_id = "listRuns",
+    tag = "Runs",
+    params(Parameters),
+    responses(
+        (status = 200, description = "A page of runs", body = ListBody),
+        (status = 400, description = "`invalid_request`: a parameter is wrong, unknown or given twice"),
+    ),
+)]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -111,6 +153,18 @@ mod tests {
     use workers::job::RunState;
 
     use super::*;
+
+    #[test]
+    fn every_described_parameter_is_read() {
+        let described = Parameters::into_params(|| None);
+        assert_eq!(described.len(), 8);
+        for parameter in described {
+            // What is not known is refused with other words than a wrong value.
+            let refused = Asked::of(vec![(parameter.name.clone(), "\u{1}".to_owned())]);
+            let words = refused.err().map(|error| format!("{error:?}")).unwrap_or_default();
+            assert!(!words.contains("there is no such parameter"), "{}", parameter.name);
+        }
+    }
 
     fn asked(pairs: &[(&str, &str)]) -> Option<Asked> {
         Asked::of(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()).ok()

@@ -22,6 +22,7 @@ mod idempotency;
 mod ledger;
 mod limits;
 mod openai;
+mod openapi;
 mod operating;
 mod operators;
 mod prompts;
