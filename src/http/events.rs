@@ -18,6 +18,7 @@ use super::{
     error::ApiError,
     event_body::{EventBody, Subject},
     headers::{self, RunFacts},
+    openapi::schemas::StreamedEvent,
     runs::run_id,
     sse::{self, Frame, Source},
 };
@@ -50,7 +51,7 @@ pub(super) fn of_new(mut streamed: Streamed) -> Response {
         ("Last-Event-ID" = Option<u64>, Header, description = "The same, as browsers send it; it counts more than `after`"),
     ),
     responses(
-        (status = 200, description = "What happens to the run, as it happens", body = String, content_type = "text/event-stream",
+        (status = 200, description = "What happens to the run, as it happens", body = StreamedEvent, content_type = "text/event-stream",
             headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"))),
         (status = 400, description = "`invalid_request`: the number is none, or the parameter is unknown"),
         (status = 404, description = "`run_not_found`: the account has no such run"),

@@ -19,7 +19,7 @@ use super::{
     events,
     headers::{self, RunFacts},
     idempotency::{self, IDEMPOTENT_REPLAYED},
-    openapi::schemas::RunRequestBody,
+    openapi::schemas::{RunRequestBody, StreamedEvent},
     prefer::{PREFERENCE_APPLIED, Preferences},
     run_body::{ResultBody, RunBody, UsageBody},
 };
@@ -47,7 +47,7 @@ use crate::{
     responses(
         (status = 200, description = "The run has succeeded; or the stream of what happens to it", content(
             (ResultBody = "application/json"),
-            (String = "text/event-stream"),
+            (StreamedEvent = "text/event-stream"),
         ), headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"),
             ("Preference-Applied"))),
         (status = 202, description = "The run is committed, and goes on", body = RunBody, headers(("Location"), ("x-run-id"),

@@ -56,6 +56,21 @@ pub(in crate::http) struct RunRequestBody {
     on_disconnect: Option<String>,
 }
 
+/// One event of a stream of server-sent events. The last one has nothing but `[DONE]` as its data.
+#[derive(ToSchema)]
+#[schema(as = ServerSentEvent)]
+pub(in crate::http) struct StreamedEvent {
+    /// The `seq` of the event, to go on from.
+    #[schema(nullable = false)]
+    id: Option<String>,
+    /// The `type` of the event.
+    #[schema(nullable = false)]
+    event: Option<String>,
+    /// A `RunEvent` in JSON, on one line.
+    #[schema(required = true)]
+    data: String,
+}
+
 /// What happens to a run: the `data` of a server-sent event, and a message on a socket.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = RunEvent)]
