@@ -3,6 +3,10 @@
 //! Handlers describe themselves (`#[utoipa::path]`) and are routed by that description, so that there is no route that the document does
 //! not know. They say what is their own: parameters, bodies, the statuses that they answer with codes of their own, and the names of headers. What holds for
 //! all is put in here: the shape of errors, the statuses that anything with a key may answer, what each header means.
+//!
+//! A new route: `#[utoipa::path(…)]` above its handler, whose bodies derive `ToSchema`; `.routes(guarded(routes!(…)))` in
+//! [`routes`](super::routes); a line in `headers.rs` for a header that is new; then `cargo run -- openapi > docs/openapi.json`. A status from 400 on needs
+//! no body here, and 401, 500 and 503 need not be written when they have no codes of their own. A route without a key says `security(())`.
 
 mod headers;
 mod html;

@@ -160,6 +160,19 @@ async fn the_document_and_its_page_are_served_to_anybody() {
     assert!(!style.contains("url(") && !style.contains("@import"));
 }
 
+/// Schemathesis speaks to an embedded server only; PostgreSQL is stricter about texts than SQLite.
+#[tokio::test]
+async fn texts_that_no_store_has_are_refused_in_both_modes() {
+    for mode in [Mode::Embedded, Mode::Distributed] {
+        let app = App::start(mode).await;
+        for parameter in ["promptName", "model"] {
+            let url = format!("{}/api/v1/runs?{parameter}=a%00b", app.url());
+            let answer = client().get(url).header("x-api-key", app.key()).send().await.unwrap();
+            assert_eq!(answer.status(), 400, "{mode:?} {parameter}");
+        }
+    }
+}
+
 /// Nothing that the policy would refuse, nothing from elsewhere, every operation and schema, and links that lead to something.
 fn check_page(html: &str) {
     for word in ["<script", "<iframe", "style=", " onclick", "src=", "http://", "https://", "//cdn"] {
