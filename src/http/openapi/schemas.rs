@@ -2,7 +2,7 @@
 //! ([`RunRequest`](crate::run::RunRequest)), so that all problems are told at once, and events are written from the engine's own. Tests
 //! hold each of these types and its counterpart together.
 
-#![cfg_attr(not(test), expect(dead_code, reason = "these types are read by the document's generator alone"))]
+#![expect(dead_code, reason = "these types are read by the document's generator alone")]
 
 use std::borrow::Cow;
 
