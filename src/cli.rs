@@ -9,6 +9,7 @@ pub mod healthcheck;
 pub mod key;
 mod logging;
 pub mod migrate;
+pub mod openapi;
 pub mod output;
 pub mod prompt;
 pub mod queue;
@@ -95,6 +96,8 @@ enum Command {
         #[command(flatten)]
         listen: ListenFlags,
     },
+    /// Print the OpenAPI document of the HTTP API
+    Openapi,
     /// Look at the configuration
     Config {
         #[command(flatten)]
@@ -240,7 +243,8 @@ impl Cli {
                 stores.apply(&mut inputs.flags);
                 config::run(&command, &inputs, output)
             }
-            // The client has no configuration: it runs where no server is.
+            // These have no configuration: they run where no server is.
+            Command::Openapi => openapi::run(output),
             Command::Run(args) => one_thread(run::run(args, &inputs.environment, output)),
         }
     }

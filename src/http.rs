@@ -28,6 +28,7 @@ mod headers;
 mod health;
 mod idempotency;
 mod list;
+mod openapi;
 mod prefer;
 mod run_body;
 mod runs;
@@ -38,14 +39,14 @@ mod ws;
 
 use std::sync::Arc;
 
-use axum::{
-    Router,
-    middleware::from_fn_with_state,
-    routing::{MethodRouter, get, post},
+use axum::{Router, middleware::from_fn_with_state, routing::MethodRouter};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
+    routes,
 };
 
-use self::ws::Sockets;
-pub use self::{health::Readiness, run_body::status_of, server::serve};
+use self::{health::Probe, ws::Sockets};
+pub use self::{health::Readiness, openapi::document, run_body::status_of, server::serve};
 use crate::{batches::Batches, config::WebSocketConfig, keys::Keys, run::Runner, webhooks::Webhooks};
 
 /// What the front door needs. Cheap to clone.
@@ -71,33 +72,46 @@ struct Door {
     websocket: WebSocketConfig,
 }
 
-/// Every route of a front door.
+/// Every route of a front door. Each describes itself where its handler is, and so is in the document.
+struct Routes {
+    api: OpenApiRouter<Arc<Door>>,
+    health: OpenApiRouter<Arc<Probe>>,
+    reference: OpenApiRouter,
+}
+
+/// `guard` asks for a key before the handler is called.
+fn routes(guard: impl Fn(MethodRouter<Arc<Door>>) -> MethodRouter<Arc<Door>>) -> Routes {
+    let guarded = |routes: UtoipaMethodRouter<Arc<Door>>| routes.map(&guard);
+    let api = OpenApiRouter::new()
+        .routes(guarded(routes!(runs::create)))
+        .routes(guarded(routes!(list::show)))
+        .routes(guarded(routes!(runs::show)))
+        .routes(guarded(routes!(events::show)))
+        .routes(guarded(routes!(runs::cancel)))
+        .routes(guarded(routes!(batches::create)))
+        .routes(guarded(routes!(batches::show)))
+        .routes(guarded(routes!(batches::results)))
+        .routes(guarded(routes!(batches::cancel)))
+        .routes(guarded(routes!(deliveries::list)))
+        .routes(guarded(routes!(deliveries::redeliver)))
+        // Browsers cannot set its headers, so it looks for the key itself.
+        .routes(routes!(ws::upgrade::open));
+    Routes { api, health: health::routes(), reference: openapi::routes() }
+}
+
+/// Serves every route of a front door.
 pub fn router(front: FrontDoor) -> Router {
     let FrontDoor { keys, runner, batches, webhooks, max_body_bytes, websocket, readiness } = front;
     let sockets = Sockets::default();
     let door = Arc::new(Door { keys, runner, batches, webhooks, max_body_bytes, sockets, websocket });
     // A wrong method is answered before the key is asked for: it tells nothing about an account.
-    let guarded =
-        |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
-    let api = Router::new()
-        .route("/api/v1/run", guarded(post(runs::create)))
-        .route("/api/v1/runs", guarded(get(list::show)))
-        .route("/api/v1/runs/{id}", guarded(get(runs::show)))
-        .route("/api/v1/runs/{id}/events", guarded(get(events::show)))
-        .route("/api/v1/runs/{id}/cancel", guarded(post(runs::cancel)))
-        // Browsers cannot set its headers, so it looks for the key itself.
-        .route("/api/v1/ws", get(ws::open))
-        .route("/api/v1/batches", guarded(post(batches::create)))
-        .route("/api/v1/batches/{id}", guarded(get(batches::show)))
-        .route("/api/v1/batches/{id}/results", guarded(get(batches::results)))
-        .route("/api/v1/batches/{id}/cancel", guarded(post(batches::cancel)))
-        .route("/api/v1/runs/{id}/deliveries", guarded(get(deliveries::list)))
-        .route("/api/v1/deliveries/{id}/redeliver", guarded(post(deliveries::redeliver)))
-        .with_state(door.clone());
-    shell::wrap(api.merge(health::routes(readiness)))
+    let guard = |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
+    let Routes { api, health, reference } = routes(guard);
+    let all = api.with_state(door.clone()).merge(health.with_state(Probe::of(readiness))).merge(reference);
+    shell::wrap(all.into())
 }
 
 /// `/healthz` and `/readyz` alone: for workers, and for listeners that only probes reach.
 pub fn operations_router(readiness: Readiness) -> Router {
-    shell::wrap(health::routes(readiness))
+    shell::wrap(health::routes().with_state(Probe::of(readiness)).into())
 }

@@ -3,20 +3,27 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use workers::{
     RunView,
     job::{Lane, RunId, RunState},
 };
 
-use super::run_body::{UsageBody, failure, rfc3339};
+use super::{
+    openapi::schemas,
+    run_body::{UsageBody, failure, rfc3339},
+};
 use crate::batches::{BatchState, BatchView, EndedLine, LineResult};
 
 /// A batch as its progress shows it, and as a 202 announces it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Batch)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct BatchBody {
     success: bool,
+    #[schema(format = Uuid)]
     batch_id: String,
+    #[schema(value_type = String, pattern = "^(running|completed|cancelled)$")]
     state: BatchState,
     total: u32,
     queued: u32,
@@ -24,8 +31,10 @@ pub(super) struct BatchBody {
     succeeded: u32,
     failed: u32,
     cancelled: u32,
+    #[schema(format = DateTime)]
     created_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime, nullable = false)]
     finished_at: Option<String>,
 }
 
@@ -48,39 +57,51 @@ impl BatchBody {
 }
 
 /// One line of the results. Here `success` says whether the run succeeded.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = BatchResult)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct LineBody<'a> {
     index: u32,
     line: u32,
     /// `null` when the line became no run.
+    #[schema(value_type = Option<Uuid>, required = true)]
     run_id: Option<RunId>,
     success: bool,
+    #[schema(schema_with = schemas::state)]
     state: RunState,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     output: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     code: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     retryable: Option<bool>,
     #[serde(flatten)]
     run: Option<RunFields<'a>>,
 }
 
 /// What is known of a line that became a run.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = BatchResultRun)]
 #[serde(rename_all = "camelCase")]
 struct RunFields<'a> {
     prompt_name: &'a str,
     prompt_version: i32,
     model: &'a str,
+    #[schema(schema_with = schemas::lane)]
     priority: Lane,
+    #[schema(schema_with = schemas::metadata)]
     metadata: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     duration_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     finish_reason: Option<&'a str>,
     usage: UsageBody,
 }

@@ -32,6 +32,23 @@ const SILENCE: Duration = Duration::from_secs(30);
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 /// Receives a batch, and answers once its last line is stored.
+#[utoipa::path(
+    post,
+    path = "/api/v1/batches",
+    operation_id = "startBatch",
+    tag = "Batches",
+    request_body(content((String = "application/x-ndjson"), (String = "application/jsonl")),
+        description = "Newline-delimited JSON: every line is the body of a run"),
+    responses(
+        (status = 202, description = "The batch is stored, and runs", body = BatchBody, headers(("Location"))),
+        (status = 400, description = "`invalid_request`: there is no line; `not_supported`: an `Idempotency-Key`; `body_incomplete`"),
+        (status = 403, description = "`plan_required`, `subscription_expired`"),
+        (status = 408, description = "`request_timeout`: the body took too long"),
+        (status = 413, description = "`batch_too_large`, `body_too_large`: too many lines or bytes, or a line is too long"),
+        (status = 415, description = "`unsupported_media_type`, `unsupported_content_encoding`"),
+        (status = 503, description = "`draining`, `queue_unreachable`, `database_unreachable`, `database_full`"),
+    ),
+)]
 pub(super) async fn create(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -73,6 +90,17 @@ async fn receive(mut receiving: Receiving, body: &mut Body) -> Result<BatchView,
 }
 
 /// The progress of a batch of the caller's account.
+#[utoipa::path(
+    get,
+    path = "/api/v1/batches/{id}",
+    operation_id = "getBatch",
+    tag = "Batches",
+    params(("id" = Uuid, Path, description = "The batch's id")),
+    responses(
+        (status = 200, description = "The batch, however far it is", body = BatchBody),
+        (status = 404, description = "`batch_not_found`: the account has no such batch"),
+    ),
+)]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -83,6 +111,19 @@ pub(super) async fn show(
 }
 
 /// Cancels a batch of the caller's account: 200 once all of it has ended, 202 while it has not.
+#[utoipa::path(
+    post,
+    path = "/api/v1/batches/{id}/cancel",
+    operation_id = "cancelBatch",
+    tag = "Batches",
+    params(("id" = Uuid, Path, description = "The batch's id")),
+    responses(
+        (status = 200, description = "The batch is cancelled, and all of it has ended", body = BatchBody),
+        (status = 202, description = "The batch is cancelled; some of its runs still have to end", body = BatchBody, headers(("Location"))),
+        (status = 404, description = "`batch_not_found`: the account has no such batch"),
+        (status = 409, description = "`batch_already_completed`: the batch completed before"),
+    ),
+)]
 pub(super) async fn cancel(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -96,6 +137,23 @@ pub(super) async fn cancel(
 }
 
 /// The lines of a batch of the caller's account that have ended, as NDJSON.
+#[utoipa::path(
+    get,
+    path = "/api/v1/batches/{id}/results",
+    operation_id = "getBatchResults",
+    tag = "Batches",
+    params(
+        ("id" = Uuid, Path, description = "The batch's id"),
+        ("after" = Option<u32>, Query, nullable = false, description = "Begins after the line with this index"),
+    ),
+    responses(
+        (status = 200, description = "A line of JSON for every line that has ended, in the order of the input", content(
+            (LineBody = "application/x-ndjson"),
+        )),
+        (status = 400, description = "`invalid_request`: `after` is no index, or there is another parameter"),
+        (status = 404, description = "`batch_not_found`: the account has no such batch"),
+    ),
+)]
 pub(super) async fn results(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::ToSchema;
 use workers::{
     job::{DeliveryId, RunId},
     ledger::{Delivery, Redelivery, Try},
@@ -20,37 +21,56 @@ use crate::{keys::Principal, run::RunError};
 /// A run ends once, so that it is told once.
 const MAX_DELIVERIES: u64 = 10;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryList)]
 struct ListBody<'a> {
     success: bool,
     deliveries: Vec<DeliveryBody<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Redelivery)]
+struct RedeliveryBody<'a> {
+    success: bool,
+    #[serde(flatten)]
+    delivery: DeliveryBody<'a>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[schema(as = Delivery)]
 #[serde(rename_all = "camelCase")]
 struct DeliveryBody<'a> {
+    #[schema(value_type = Uuid)]
     id: DeliveryId,
+    #[schema(value_type = Uuid)]
     run_id: RunId,
     event: &'a str,
     url: &'a str,
     state: &'static str,
+    #[schema(format = DateTime)]
     created_at: String,
     /// When it is called next.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime, nullable = false)]
     next_attempt_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime, nullable = false)]
     finished_at: Option<String>,
     attempts: Vec<AttemptBody<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DeliveryAttempt)]
 #[serde(rename_all = "camelCase")]
 struct AttemptBody<'a> {
+    #[schema(format = DateTime)]
     at: String,
     duration_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     error: Option<&'a str>,
 }
 
@@ -76,6 +96,17 @@ fn attempt(made: &Try) -> AttemptBody<'_> {
 }
 
 /// Who is told of the end of a run of the caller's account, and how that went.
+#[utoipa::path(
+    get,
+    path = "/api/v1/runs/{id}/deliveries",
+    operation_id = "listDeliveries",
+    tag = "Webhooks",
+    params(("id" = Uuid, Path, description = "The run's id")),
+    responses(
+        (status = 200, description = "The deliveries of the run; none before its end, and for a run without a webhook", body = ListBody),
+        (status = 404, description = "`run_not_found`: the account has no such run"),
+    ),
+)]
 pub(super) async fn list(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -96,6 +127,17 @@ pub(super) async fn list(
 }
 
 /// Calls a webhook of the caller's account again, whatever became of it before.
+#[utoipa::path(
+    post,
+    path = "/api/v1/deliveries/{id}/redeliver",
+    operation_id = "redeliver",
+    tag = "Webhooks",
+    params(("id" = Uuid, Path, description = "The delivery's id")),
+    responses(
+        (status = 202, description = "The webhook is called again, as soon as possible", body = RedeliveryBody),
+        (status = 404, description = "`delivery_not_found`: the account has no such delivery"),
+    ),
+)]
 pub(super) async fn redeliver(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -107,12 +149,6 @@ pub(super) async fn redeliver(
     let again = outbox.redeliver(Some(principal.account.id), id, door.runner.now()).await;
     let Redelivery::Queued(delivery) = again.map_err(RunError::from)? else { return Err(unknown()) };
     let tries = outbox.tries(id).await.map_err(RunError::from)?;
-    #[derive(Serialize)]
-    struct Body<'a> {
-        success: bool,
-        #[serde(flatten)]
-        delivery: DeliveryBody<'a>,
-    }
-    let body = Body { success: true, delivery: DeliveryBody::new(&delivery, &tries) };
+    let body = RedeliveryBody { success: true, delivery: DeliveryBody::new(&delivery, &tries) };
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }

@@ -11,6 +11,7 @@ use axum::{
 };
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 use workers::{
     job::{Failure, RunId, RunState},
     queue::RateLeft,
@@ -39,38 +40,58 @@ struct Parts {
     source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
-#[derive(Serialize)]
+/// The body of every answer that is no success.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
 #[serde(rename_all = "camelCase")]
-struct ErrorBody<'a> {
+pub(super) struct ErrorBody<'a> {
+    /// `false`.
     success: bool,
+    /// One sentence for people, which may change.
     error: &'a str,
+    /// For programs: it does not change.
     code: &'a str,
+    /// The answer's `x-request-id`.
     request_id: &'a str,
+    /// The run that it is about, when there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>, nullable = false)]
     run_id: Option<RunId>,
+    /// Whether the very same request may succeed later.
     retryable: bool,
+    /// The facts of the sentence, by name.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, nullable = false)]
     details: Option<&'a Value>,
 }
 
 /// An error as a socket tells it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = SocketError)]
 #[serde(rename_all = "camelCase")]
-struct ErrorMessage<'a> {
+pub(super) struct ErrorMessage<'a> {
+    /// `error`.
     #[serde(rename = "type")]
     name: &'static str,
+    /// What the client calls the run.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     id: Option<&'a str>,
     code: &'a str,
     error: &'a str,
+    /// The status that HTTP would have answered.
     status: u16,
+    /// That of the request which opened the socket.
     request_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>, nullable = false)]
     run_id: Option<RunId>,
     retryable: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     retry_after_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, nullable = false)]
     details: Option<&'a Value>,
 }
 

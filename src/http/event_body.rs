@@ -100,6 +100,7 @@ mod tests {
     use workers::job::{Failure, Fence, WIRE_VERSION};
 
     use super::*;
+    use crate::http::openapi::schemas::RunEventBody;
 
     fn subject() -> Subject {
         Subject { run: RunId::new(), prompt_version: 3, created_at: UnixMillis(1_000_000) }
@@ -112,6 +113,8 @@ mod tests {
         let value = serde_json::to_value(&body).unwrap();
         assert_eq!((&value["runId"], &value["seq"]), (&json!(subject.run), &json!(7)));
         assert_eq!(value["type"], body.name());
+        // As the document describes it.
+        serde_json::from_value::<RunEventBody>(value.clone()).unwrap();
         let mut value = value;
         let map = value.as_object_mut().unwrap();
         map.remove("runId");

@@ -18,6 +18,7 @@ use super::{
     error::ApiError,
     event_body::{EventBody, Subject},
     headers::{self, RunFacts},
+    openapi::schemas::StreamedEvent,
     runs::run_id,
     sse::{self, Frame, Source},
 };
@@ -36,8 +37,26 @@ pub(super) fn of_new(mut streamed: Streamed) -> Response {
     response
 }
 
-/// Tells what happened, and happens, to a run of the caller's account: from its beginning, or after the event that `Last-Event-ID` or
-/// `after` names.
+/// Tells what happened, and happens, to a run of the caller's account.
+///
+/// From its beginning, or after the event that `Last-Event-ID` or `after` names. Each event's `data` is a `RunEvent`; `[DONE]` comes after the last one.
+#[utoipa::path(
+    get,
+    path = "/api/v1/runs/{id}/events",
+    operation_id = "followRun",
+    tag = "Runs",
+    params(
+        ("id" = Uuid, Path, description = "The run's id"),
+        ("after" = Option<u64>, Query, description = "Begin after the event with this number"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "The same, as browsers send it; it counts more than `after`"),
+    ),
+    responses(
+        (status = 200, description = "What happens to the run, as it happens", body = StreamedEvent, content_type = "text/event-stream",
+            headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"))),
+        (status = 400, description = "`invalid_request`: the number is none, or the parameter is unknown"),
+        (status = 404, description = "`run_not_found`: the account has no such run"),
+    ),
+)]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,

@@ -4,17 +4,19 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
-    Json, Router,
+    Json,
     extract::State,
     http::StatusCode,
     response::{IntoResponse, Response},
-    routing::get,
 };
+use serde::Serialize;
 use serde_json::json;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use workers::{Engine, executor};
 
 use super::error::ApiError;
@@ -98,21 +100,36 @@ impl Health for Readiness {
     }
 }
 
-pub(super) fn routes(readiness: Readiness) -> Router {
-    probing(readiness)
+pub(super) fn routes() -> OpenApiRouter<Arc<Probe>> {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz))
 }
 
-fn probing(health: impl Health) -> Router {
-    let probe = Arc::new(Probe { health: Box::new(health), last: Mutex::new(None) });
-    Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(probe)
-}
-
-struct Probe {
+pub(super) struct Probe {
     health: Box<dyn Health>,
     /// Held while the stores are asked, so that they are asked once however many want to know.
     last: Mutex<Option<(Instant, Vec<Obstacle>)>>,
 }
 
+/// The answer of a process that is well.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
+struct HealthBody {
+    /// `ok`.
+    status: &'static str,
+}
+
+/// Whether this process is of use, or should be started again.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "getHealth",
+    tag = "Health",
+    security(()),
+    responses(
+        (status = 200, description = "The process is well", body = HealthBody),
+        (status = 503, description = "`unhealthy`: `details.notReady` names what is missing"),
+    ),
+)]
 async fn healthz(State(probe): State<Arc<Probe>>) -> Response {
     match probe.health.ill() {
         None => ok(),
@@ -120,6 +137,18 @@ async fn healthz(State(probe): State<Arc<Probe>>) -> Response {
     }
 }
 
+/// Whether this process should get requests now.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "getReadiness",
+    tag = "Health",
+    security(()),
+    responses(
+        (status = 200, description = "The process is ready", body = HealthBody),
+        (status = 503, description = "`not_ready`, `draining`: `details.notReady` names what is missing"),
+    ),
+)]
 async fn readyz(State(probe): State<Arc<Probe>>) -> Response {
     if probe.health.is_draining() {
         return refuse("draining", "This process is shutting down", &[Obstacle::Draining]);
@@ -129,6 +158,14 @@ async fn readyz(State(probe): State<Arc<Probe>>) -> Response {
 }
 
 impl Probe {
+    pub(super) fn of(readiness: Readiness) -> Arc<Self> {
+        Self::new(readiness)
+    }
+
+    fn new(health: impl Health) -> Arc<Self> {
+        Arc::new(Self { health: Box::new(health), last: Mutex::new(None) })
+    }
+
     async fn stores(&self) -> Vec<Obstacle> {
         let mut last = self.last.lock().await;
         if let Some((asked, answer)) = &*last
@@ -143,7 +180,7 @@ impl Probe {
 }
 
 fn ok() -> Response {
-    Json(json!({ "status": "ok" })).into_response()
+    Json(HealthBody { status: "ok" }).into_response()
 }
 
 fn refuse(code: &'static str, sentence: &'static str, obstacles: &[Obstacle]) -> Response {
@@ -159,6 +196,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use axum::{
+        Router,
         body::{Body, to_bytes},
         extract::Request,
     };
@@ -206,7 +244,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn probes_are_told_what_is_missing() {
         let fake = Arc::new(Fake::default());
-        let router = super::super::shell::wrap(probing(fake.clone()));
+        let router = super::super::shell::wrap(routes().with_state(Probe::new(fake.clone())).into());
         assert_eq!(get(&router, "/healthz").await, (200, json!({ "status": "ok" })));
         assert_eq!(get(&router, "/readyz").await, (200, json!({ "status": "ok" })));
 
@@ -228,7 +266,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_probes_cost_the_stores_one_question() {
         let fake = Arc::new(Fake::default());
-        let router = super::super::shell::wrap(probing(fake.clone()));
+        let router = super::super::shell::wrap(routes().with_state(Probe::new(fake.clone())).into());
         let many = (0..50).map(|_| get(&router, "/readyz"));
         futures::future::join_all(many).await;
         assert_eq!(fake.asked.load(Ordering::Relaxed), 1);

@@ -11,27 +11,71 @@ use axum::{
 use chrono::DateTime;
 use serde::Serialize;
 use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
 use workers::{
     job::{Lane, RunId, UnixMillis},
     ledger::RunFilter,
 };
 
-use super::{Door, error::ApiError, run_body::RunBody};
+use super::{Door, error::ApiError, openapi::schemas, run_body::RunBody};
 use crate::keys::Principal;
 
 const DEFAULT_LIMIT: usize = 20;
 const MAX_LIMIT: usize = 100;
 
-#[derive(Serialize)]
+/// A page of runs.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RunList)]
 #[serde(rename_all = "camelCase")]
 struct ListBody<'a> {
     success: bool,
     runs: Vec<RunBody<'a>>,
     /// The `cursor` of the next page; null when this is the last one.
+    #[schema(value_type = Option<Uuid>, required = true)]
     next_cursor: Option<RunId>,
 }
 
-/// Answers with a page of runs, without their outputs.
+/// The parameters as the document describes them; [`Asked`] reads them by hand.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query, rename_all = "camelCase")]
+#[expect(dead_code, reason = "only the document's generator reads it")]
+struct Parameters {
+    #[param(schema_with = schemas::state, required = false)]
+    state: String,
+    /// Runs of this prompt.
+    #[param(pattern = r"^[^\u0000]*$", nullable = false)]
+    prompt_name: Option<String>,
+    /// Runs of this model.
+    #[param(pattern = r"^[^\u0000]*$", nullable = false)]
+    model: Option<String>,
+    #[param(schema_with = schemas::lane, required = false)]
+    priority: String,
+    /// Runs that were accepted at this moment (RFC 3339) or later.
+    #[param(format = DateTime, nullable = false)]
+    created_after: Option<String>,
+    /// Runs that were accepted before this moment (RFC 3339).
+    #[param(format = DateTime, nullable = false)]
+    created_before: Option<String>,
+    /// The `nextCursor` of the page before.
+    #[param(value_type = Option<Uuid>, nullable = false)]
+    cursor: Option<String>,
+    /// How many runs a page has at most.
+    #[param(minimum = 1, maximum = 100, default = 20, nullable = false)]
+    limit: Option<u64>,
+}
+
+/// Answers with a page of runs of the caller's account, newest first, without their outputs.
+#[utoipa::path(
+    get,
+    path = "/api/v1/runs",
+    operation_id = "listRuns",
+    tag = "Runs",
+    params(Parameters),
+    responses(
+        (status = 200, description = "A page of runs", body = ListBody),
+        (status = 400, description = "`invalid_request`: a parameter is wrong, unknown or given twice"),
+    ),
+)]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -62,8 +106,8 @@ impl Asked {
         }
         let mut filter = RunFilter {
             state: take(&mut parameters, "state", "a state of runs")?,
-            prompt_name: parameters.remove("promptName"),
-            model: parameters.remove("model"),
+            prompt_name: text(&mut parameters, "promptName")?,
+            model: text(&mut parameters, "model")?,
             lane: take::<Lane>(&mut parameters, "priority", "'interactive', 'default' or 'batch'")?,
             created: None..None,
         };
@@ -92,6 +136,16 @@ fn take<T: FromStr>(
     value.map(|text| text.parse().map_err(|_| wrong(name, expected))).transpose()
 }
 
+/// PostgreSQL has no text with a NUL, and fails when it is asked for one.
+fn text(parameters: &mut BTreeMap<String, String>, name: &str) -> Result<Option<String>, ApiError> {
+    let value = parameters.remove(name);
+    if value.as_ref().is_some_and(|text| text.contains('\0')) {
+        Err(wrong(name, "a text without NUL"))
+    } else {
+        Ok(value)
+    }
+}
+
 fn moment(parameters: &mut BTreeMap<String, String>, name: &str) -> Result<Option<UnixMillis>, ApiError> {
     let Some(text) = parameters.remove(name) else { return Ok(None) };
     match DateTime::parse_from_rfc3339(&text) {
@@ -111,6 +165,18 @@ mod tests {
     use workers::job::RunState;
 
     use super::*;
+
+    #[test]
+    fn every_described_parameter_is_read() {
+        let described = Parameters::into_params(|| None);
+        assert_eq!(described.len(), 8);
+        for parameter in described {
+            // What is not known is refused with other words than a wrong value.
+            let refused = Asked::of(vec![(parameter.name.clone(), "\u{1}".to_owned())]);
+            let words = refused.err().map(|error| format!("{error:?}")).unwrap_or_default();
+            assert!(!words.contains("there is no such parameter"), "{}", parameter.name);
+        }
+    }
 
     fn asked(pairs: &[(&str, &str)]) -> Option<Asked> {
         Asked::of(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()).ok()
@@ -148,6 +214,8 @@ mod tests {
             ("limit", "101"),
             ("limit", "-1"),
             ("page", "2"),
+            ("promptName", "a\0b"),
+            ("model", "\0"),
         ] {
             assert_eq!(asked(&[(name, value)]), None, "{name}={value}");
         }

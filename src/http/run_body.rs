@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use utoipa::ToSchema;
 use workers::{
     RunView,
     job::{Attempt, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
 };
 
+use super::openapi::schemas;
 use crate::{money::Usd, run::failure_of};
 
 /// The 200 of a run that its caller waited for. The contract's fields come first, in the contract's order.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = RunResult)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ResultBody<'a> {
     pub success: bool,
@@ -23,18 +26,24 @@ pub(super) struct ResultBody<'a> {
     pub model: &'a str,
     /// Left out where the run is named beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>, nullable = false)]
     pub run_id: Option<RunId>,
     pub usage: UsageBody,
     pub cached: bool,
+    #[schema(required = true)]
     pub finish_reason: Option<&'a str>,
 }
 
 /// Tokens and cost, `null` where unknown.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Usage)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct UsageBody {
+    #[schema(required = true)]
     input_tokens: Option<u64>,
+    #[schema(required = true)]
     output_tokens: Option<u64>,
+    #[schema(value_type = Option<f64>, required = true)]
     cost_usd: Option<Usd>,
 }
 
@@ -52,54 +61,74 @@ impl UsageBody {
 }
 
 /// A run as its status shows it, and as a 202 announces it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Run)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RunBody<'a> {
     success: bool,
+    #[schema(value_type = Uuid)]
     run_id: RunId,
+    #[schema(schema_with = schemas::state)]
     state: RunState,
     prompt_name: &'a str,
     prompt_version: i32,
     model: &'a str,
+    #[schema(schema_with = schemas::lane)]
     priority: Lane,
+    #[schema(schema_with = schemas::metadata)]
     metadata: &'a BTreeMap<String, String>,
+    #[schema(format = DateTime)]
     created_at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime, nullable = false)]
     started_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(format = DateTime, nullable = false)]
     finished_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     queue_ms: Option<u64>,
     /// From its creation to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     duration_ms: Option<u64>,
     attempts: Vec<AttemptBody<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     output: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     finish_reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     code: Option<String>,
     /// Once a call was made.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     usage: Option<UsageBody>,
     cached: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Uuid>, nullable = false)]
     requeued_from: Option<RunId>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Attempt)]
 #[serde(rename_all = "camelCase")]
 struct AttemptBody<'a> {
     number: i32,
     provider: &'a str,
     model: &'a str,
+    #[schema(format = DateTime)]
     started_at: String,
     duration_ms: u64,
+    #[schema(schema_with = schemas::outcome)]
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     usage: Option<UsageBody>,
 }
 

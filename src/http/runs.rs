@@ -19,6 +19,7 @@ use super::{
     events,
     headers::{self, RunFacts},
     idempotency::{self, IDEMPOTENT_REPLAYED},
+    openapi::schemas::{RunRequestBody, StreamedEvent},
     prefer::{PREFERENCE_APPLIED, Preferences},
     run_body::{ResultBody, RunBody, UsageBody},
 };
@@ -28,6 +29,52 @@ use crate::{
 };
 
 /// Starts a run and answers with its ending, or with where to look for it.
+///
+/// With `stream`, the answer is a stream of server-sent events, whose `data` is a `RunEvent` each, and `[DONE]` after the last one. A caller that
+/// hangs up while it waits or reads cancels the run, unless `onDisconnect` says otherwise.
+#[utoipa::path(
+    post,
+    path = "/api/v1/run",
+    operation_id = "startRun",
+    tag = "Runs",
+    params(
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "The caller's name for this request, \
+            for 24 hours: sent again with the same body, it joins the run or gets its ending"),
+        ("Prefer" = Option<String>, Header, example = "respond-async", description = "`respond-async`: 202 at once. `wait=N`: 202 when the run \
+            has not ended after `N` seconds"),
+    ),
+    request_body = RunRequestBody,
+    responses(
+        (status = 200, description = "The run has succeeded; or the stream of what happens to it", content(
+            (ResultBody = "application/json"),
+            (StreamedEvent = "text/event-stream"),
+        ), headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"),
+            ("Preference-Applied"))),
+        (status = 202, description = "The run is committed, and goes on", body = RunBody, headers(("Location"), ("x-run-id"),
+            ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"), ("Preference-Applied"))),
+        (status = 400, description = "`invalid_json`, `invalid_request`, `missing_variables`, `template_failed`, `input_too_large`, \
+            `not_supported`, `invalid_idempotency_key`, `body_incomplete`"),
+        (status = 402, description = "`budget_spent`: the monthly budget of the account"),
+        (status = 403, description = "`plan_required`, `subscription_expired`, `model_not_allowed`"),
+        (status = 404, description = "`prompt_not_found`, `version_not_found`"),
+        (status = 408, description = "`request_timeout`: the body took too long to arrive"),
+        (status = 409, description = "`run_cancelled`: somebody cancelled the run that this request waits for", headers(("x-run-id"),
+            ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"), ("Preference-Applied"))),
+        (status = 413, description = "`body_too_large`"),
+        (status = 415, description = "`unsupported_media_type`, `unsupported_content_encoding`"),
+        (status = 422, description = "`idempotency_key_reused`: with another body"),
+        (status = 429, description = "`rate_limited`: the account or the key has used up its limit", headers(("RateLimit"),
+            ("RateLimit-Policy"))),
+        (status = 500, description = "The run failed, after all tries: `provider_error`, `provider_unreachable`, `provider_timeout`, \
+            `provider_truncated`, `provider_garbage`, `provider_unauthorized`, `provider_rejected`, `poison`, `worker_lost`, `output_not_kept`. Or \
+            the server did: `model_not_configured`, `internal_error`", headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"),
+            ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"), ("Preference-Applied"))),
+        (status = 503, description = "`queue_full`, `draining`, `queue_unreachable`, `database_unreachable`, `database_full`",
+            headers(("x-run-id"), ("x-prompt-version"), ("RateLimit"), ("RateLimit-Policy"))),
+        (status = 504, description = "`deadline_exceeded`: the run missed its deadline", headers(("x-run-id"), ("x-prompt-version"),
+            ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"), ("Preference-Applied"))),
+    ),
+)]
 pub(super) async fn create(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -84,6 +131,18 @@ fn replayed(mut response: Response) -> Response {
 }
 
 /// The state of a run of the caller's account.
+#[utoipa::path(
+    get,
+    path = "/api/v1/runs/{id}",
+    operation_id = "getRun",
+    tag = "Runs",
+    params(("id" = Uuid, Path, description = "The run's id")),
+    responses(
+        (status = 200, description = "The run, however it ended", body = RunBody,
+            headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"))),
+        (status = 404, description = "`run_not_found`: the account has no such run"),
+    ),
+)]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,
@@ -94,6 +153,21 @@ pub(super) async fn show(
 }
 
 /// Cancels a run of the caller's account: 200 once it is cancelled, 202 while its worker still has to end it.
+#[utoipa::path(
+    post,
+    path = "/api/v1/runs/{id}/cancel",
+    operation_id = "cancelRun",
+    tag = "Runs",
+    params(("id" = Uuid, Path, description = "The run's id")),
+    responses(
+        (status = 200, description = "The run is cancelled, now or since before", body = RunBody,
+            headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"))),
+        (status = 202, description = "A worker has the run and was told", body = RunBody,
+            headers(("Location"), ("x-run-id"), ("x-prompt-version"), ("x-queue-ms"))),
+        (status = 404, description = "`run_not_found`: the account has no such run"),
+        (status = 409, description = "`run_already_ended`: the run succeeded, failed or expired before"),
+    ),
+)]
 pub(super) async fn cancel(
     State(door): State<Arc<Door>>,
     Extension(principal): Extension<Arc<Principal>>,

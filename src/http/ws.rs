@@ -1,6 +1,6 @@
 //! `GET /api/v1/ws`: many runs on one WebSocket (RFC 6455).
 //!
-//! [`open`] turns the request into a socket, or answers with one of the usual errors. Then one task has the socket, its [`session`], and
+//! [`upgrade::open`] turns the request into a socket, or answers with one of the usual errors. Then one task has the socket, its [`session`], and
 //! with it every run that was started or is followed there: when the task ends, however it does, its runs lose their caller.
 //!
 //! Text messages hold one JSON object each. The client says `run.create`, `run.cancel` and `run.resume` ([`frame`]); the server answers
@@ -16,7 +16,7 @@ mod live;
 mod session;
 mod sockets;
 mod told;
-mod upgrade;
+pub(super) mod upgrade;
 mod wire;
 
-pub(super) use self::{sockets::Sockets, upgrade::open};
+pub(super) use self::{sockets::Sockets, told::CancelAccepted};

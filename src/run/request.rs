@@ -105,8 +105,14 @@ impl RunRequest {
 
     /// The same from the members of an object that was read by [`parse_json`](super::parse_json).
     pub fn of_fields(map: Map<String, Value>, answer: Answer) -> Result<Self, InvalidRequest> {
-        let mut fields = Fields { map, problems: Vec::new() };
-        let request = Self {
+        let mut fields = Fields::of(map);
+        let request = Self::take(&mut fields, answer);
+        fields.finish()?;
+        Ok(request)
+    }
+
+    fn take(fields: &mut Fields, answer: Answer) -> Self {
+        Self {
             prompt: fields.prompt_name(),
             variables: fields.object("variables").unwrap_or_default(),
             version: fields.version(),
@@ -123,9 +129,15 @@ impl RunRequest {
             }),
             answer,
             key: None,
-        };
-        fields.finish()?;
-        Ok(request)
+        }
+    }
+
+    /// Every field that is known.
+    #[cfg(test)]
+    pub(crate) fn field_names() -> Vec<String> {
+        let mut fields = Fields::of(Map::new());
+        Self::take(&mut fields, Answer::Wait);
+        fields.asked
     }
 
     /// What becomes of the run when its caller hangs up. A request that can be sent again is sent again by a caller whose connection

@@ -25,6 +25,7 @@ mod ledger;
 mod limits;
 mod listing;
 mod openai;
+mod openapi;
 mod operating;
 mod operators;
 mod prompts;

@@ -1,6 +1,7 @@
 //! What a client is told on a socket, beside errors: events as over server-sent events, with the client's own id.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use workers::job::{Logged, RunId};
 
 use crate::http::event_body::{EventBody, Subject};
@@ -14,14 +15,20 @@ struct Event<'a> {
 }
 
 /// The answer to a cancellation of a run that is not followed here. One that is tells of its end itself.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = SocketCancelAccepted)]
 #[serde(rename_all = "camelCase")]
-struct CancelAccepted<'a> {
+pub(in crate::http) struct CancelAccepted<'a> {
+    /// `run.cancel.accepted`.
     #[serde(rename = "type")]
     name: &'static str,
+    /// What the client calls the run.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     id: Option<&'a str>,
+    #[schema(value_type = Uuid)]
     run_id: RunId,
+    /// `false` while a worker still has to end it.
     cancelled: bool,
 }
 

@@ -38,7 +38,36 @@ const VERSION: &str = "13";
 /// When a client without a place may find one: sockets have no end that could be foreseen.
 const COME_BACK: Duration = Duration::from_secs(10);
 
-/// Opens a socket.
+/// Opens a socket for many runs.
+///
+/// Every message is text and holds one JSON object. The client's are a `SocketCreate`, a `SocketCancel` or a `SocketResume`; the server's are a
+/// `RunEvent` with the client's `id` where it gave one, a `SocketError` or a `SocketCancelAccepted`. Programs send their key like with any request; a page in a browser
+/// offers it as a second subprotocol.
+#[utoipa::path(
+    get,
+    path = "/api/v1/ws",
+    operation_id = "openSocket",
+    tag = "WebSocket",
+    params(
+        ("Upgrade" = String, Header, example = "websocket", description = "`websocket`"),
+        ("Connection" = String, Header, example = "Upgrade", description = "`Upgrade`"),
+        ("Sec-WebSocket-Version" = String, Header, example = "13", description = "`13`"),
+        ("Sec-WebSocket-Key" = String, Header, example = "dGhlIHNhbXBsZSBub25jZQ==", description = "16 bytes in base 64"),
+        ("Sec-WebSocket-Protocol" = Option<String>, Header, description = "`prompt-manager.v1`, and the key of a page in a browser"),
+        ("Origin" = Option<String>, Header, description = "The page's origin: the server's own, or one of `websocket.allowed_origins`"),
+    ),
+    responses(
+        (status = 101, description = "The connection is a WebSocket (RFC 6455) from here on. It is closed with 1001 (the server shuts \
+            down), 1002 or 1007 (what came is no WebSocket, or no UTF-8), 1008 (the key was revoked or has expired), 1009 (a message is too \
+            large), 1011 (no answer to a ping) or 1013 (nothing is taken)", headers(("Upgrade"), ("Sec-WebSocket-Accept"),
+            ("Sec-WebSocket-Protocol"))),
+        (status = 400, description = "`upgrade_required`, `invalid_handshake`, `unsupported_subprotocol`"),
+        (status = 403, description = "`origin_not_allowed`"),
+        (status = 426, description = "`unsupported_websocket_version`", headers(("Sec-WebSocket-Version"))),
+        (status = 429, description = "`too_many_sockets`: the key has no socket left"),
+        (status = 503, description = "`too_many_sockets`: the server has no socket left. `draining`, `database_unreachable`"),
+    ),
+)]
 pub(in crate::http) async fn open(State(door): State<Arc<Door>>, mut request: Request) -> Result<Response, ApiError> {
     let headers = request.headers();
     let offered = Offered::of(headers)?;

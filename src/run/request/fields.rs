@@ -19,10 +19,24 @@ const MAX_SHOWN: usize = 64;
 pub(super) struct Fields {
     pub(super) map: Map<String, Value>,
     pub(super) problems: Vec<Problem>,
+    /// Every field that was looked for.
+    #[cfg(test)]
+    pub(super) asked: Vec<String>,
 }
 
 impl Fields {
+    pub(super) fn of(map: Map<String, Value>) -> Self {
+        Self {
+            map,
+            problems: Vec::new(),
+            #[cfg(test)]
+            asked: Vec::new(),
+        }
+    }
+
     pub(super) fn take(&mut self, field: &str) -> Option<Value> {
+        #[cfg(test)]
+        self.asked.push(field.to_owned());
         self.map.remove(field).filter(|value| !value.is_null())
     }
 
