@@ -43,10 +43,10 @@ struct Parameters {
     #[param(schema_with = schemas::state, required = false)]
     state: String,
     /// Runs of this prompt.
-    #[param(pattern = r"^[^\u0000]*$", nullable = false)]
+    #[param(nullable = false)]
     prompt_name: Option<String>,
     /// Runs of this model.
-    #[param(pattern = r"^[^\u0000]*$", nullable = false)]
+    #[param(nullable = false)]
     model: Option<String>,
     #[param(schema_with = schemas::lane, required = false)]
     priority: String,
@@ -106,8 +106,8 @@ impl Asked {
         }
         let mut filter = RunFilter {
             state: take(&mut parameters, "state", "a state of runs")?,
-            prompt_name: text(&mut parameters, "promptName")?,
-            model: text(&mut parameters, "model")?,
+            prompt_name: parameters.remove("promptName"),
+            model: parameters.remove("model"),
             lane: take::<Lane>(&mut parameters, "priority", "'interactive', 'default' or 'batch'")?,
             created: None..None,
         };
@@ -134,16 +134,6 @@ fn take<T: FromStr>(
 ) -> Result<Option<T>, ApiError> {
     let value = parameters.remove(name);
     value.map(|text| text.parse().map_err(|_| wrong(name, expected))).transpose()
-}
-
-/// PostgreSQL has no text with a NUL, and fails when it is asked for one.
-fn text(parameters: &mut BTreeMap<String, String>, name: &str) -> Result<Option<String>, ApiError> {
-    let value = parameters.remove(name);
-    if value.as_ref().is_some_and(|text| text.contains('\0')) {
-        Err(wrong(name, "a text without NUL"))
-    } else {
-        Ok(value)
-    }
 }
 
 fn moment(parameters: &mut BTreeMap<String, String>, name: &str) -> Result<Option<UnixMillis>, ApiError> {
@@ -214,8 +204,6 @@ mod tests {
             ("limit", "101"),
             ("limit", "-1"),
             ("page", "2"),
-            ("promptName", "a\0b"),
-            ("model", "\0"),
         ] {
             assert_eq!(asked(&[(name, value)]), None, "{name}={value}");
         }
