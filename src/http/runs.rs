@@ -53,7 +53,7 @@ use crate::{
         (status = 202, description = "The run is committed, and goes on", body = RunBody, headers(("Location"), ("x-run-id"),
             ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"), ("Preference-Applied"))),
         (status = 400, description = "`invalid_json`, `invalid_request`, `missing_variables`, `template_failed`, `input_too_large`, \
-            `not_supported`, `invalid_idempotency_key`, `body_incomplete`"),
+            `not_supported`, `webhook_secret_missing`, `invalid_idempotency_key`, `body_incomplete`"),
         (status = 402, description = "`budget_spent`: the monthly budget of the account"),
         (status = 403, description = "`plan_required`, `subscription_expired`, `model_not_allowed`"),
         (status = 404, description = "`prompt_not_found`, `version_not_found`"),

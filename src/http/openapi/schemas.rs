@@ -50,7 +50,7 @@ pub(in crate::http) struct RunRequestBody {
     /// Not offered by this version: `true` is refused with `not_supported`.
     #[schema(default = false)]
     cache: Option<bool>,
-    /// Not offered by this version: it is refused with `not_supported`.
+    /// Where to tell of the run's end: an `https` URL on the public Internet, without user name and password.
     webhook_url: Option<String>,
     #[schema(schema_with = on_disconnect)]
     on_disconnect: Option<String>,
