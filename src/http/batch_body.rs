@@ -82,28 +82,38 @@ pub(super) struct LineBody<'a> {
     #[schema(nullable = false)]
     retryable: Option<bool>,
     #[serde(flatten)]
-    run: Option<RunFields<'a>>,
+    run: RunFields<'a>,
 }
 
-/// What is known of a line that became a run.
-#[derive(Serialize, ToSchema)]
+/// What is known of a line that became a run; nothing of another.
+#[derive(Default, Serialize, ToSchema)]
 #[schema(as = BatchResultRun)]
 #[serde(rename_all = "camelCase")]
 struct RunFields<'a> {
-    prompt_name: &'a str,
-    prompt_version: i32,
-    model: &'a str,
-    #[schema(schema_with = schemas::lane)]
-    priority: Lane,
-    #[schema(schema_with = schemas::metadata)]
-    metadata: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    prompt_name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    prompt_version: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::lane, required = false)]
+    priority: Option<Lane>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(schema_with = schemas::metadata, required = false)]
+    metadata: Option<&'a BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     duration_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     finish_reason: Option<&'a str>,
-    usage: UsageBody,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    usage: Option<UsageBody>,
 }
 
 impl<'a> LineBody<'a> {
@@ -118,7 +128,7 @@ impl<'a> LineBody<'a> {
             error: Some(error.to_owned()),
             code: Some(code.to_owned()),
             retryable: Some(false),
-            run: None,
+            run: RunFields::default(),
         };
         match &result.ended {
             EndedLine::Run(run) => Self::of_run(result, run),
@@ -141,16 +151,16 @@ impl<'a> LineBody<'a> {
             error: failure.as_ref().map(|failure| failure.message.clone()),
             retryable: failure.as_ref().map(|failure| failure.retryable),
             code: failure.map(|failure| failure.code),
-            run: Some(RunFields {
-                prompt_name: &run.prompt_name,
-                prompt_version: run.prompt_version,
-                model: &run.model,
-                priority: run.lane,
-                metadata: &run.metadata,
+            run: RunFields {
+                prompt_name: Some(&run.prompt_name),
+                prompt_version: Some(run.prompt_version),
+                model: Some(&run.model),
+                priority: Some(run.lane),
+                metadata: Some(&run.metadata),
                 duration_ms: run.finished_at.map(|finished| finished.since(run.created_at)),
                 finish_reason: run.finish_reason.as_deref(),
-                usage: UsageBody::new(run.usage, run.cost_nano_usd),
-            }),
+                usage: Some(UsageBody::new(run.usage, run.cost_nano_usd)),
+            },
         }
     }
 }

@@ -193,7 +193,11 @@ fn after(query: Option<&str>) -> Result<Option<u32>, ApiError> {
     let mut after = None;
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
-            ("after", text) => after = Some(text.parse().map_err(|_| refused("'after' must be the index of a line"))?),
+            ("after", text) => {
+                // No batch has more lines than a column can count.
+                let index = text.parse::<i32>().ok().and_then(|index| u32::try_from(index).ok());
+                after = Some(index.ok_or_else(|| refused("'after' must be the index of a line"))?);
+            }
             _ => return Err(refused("The only parameter of this address is 'after'")),
         }
     }
@@ -248,6 +252,7 @@ mod tests {
         check(Some("after=0"), Some(Some(0)));
         check(Some("after=17"), Some(Some(17)));
         check(Some("after=-1"), None);
+        check(Some("after=2147483648"), None);
         check(Some("after="), None);
         check(Some("since=1"), None);
     }
