@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
 use serde_json::Value;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{
@@ -56,8 +59,10 @@ impl Socket {
 
     /// The next message that is no ping.
     pub async fn hear(&mut self) -> Value {
+        // Pings are no reason to wait for longer.
+        let give_up = Instant::now() + PATIENCE;
         loop {
-            match timeout(PATIENCE, self.0.next()).await.expect("a message comes") {
+            match timeout_at(give_up, self.0.next()).await.expect("a message comes") {
                 Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).unwrap(),
                 Some(Ok(Message::Ping(_))) => {}
                 other => panic!("no message but {other:?}"),
