@@ -328,26 +328,7 @@ async fn lines_wait_for_the_rate_limit_and_leave_half_of_it(mode: Mode) {
     .await;
 }
 
-macro_rules! in_both_modes {
-    ($($case:ident)+) => {
-        mod embedded {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Mode::Embedded).await;
-            })+
-        }
-        mod distributed {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Mode::Distributed).await;
-            })+
-        }
-    };
-}
-
-in_both_modes! {
+crate::support::in_both_modes! {
     good_and_bad_lines_each_end_in_their_own_way
     what_has_ended_is_there_while_the_batch_runs
     a_cancelled_batch_ends_what_waits_and_what_runs

@@ -9,26 +9,6 @@ use serde_json::{Value, json};
 
 use crate::support::app::{Answer, App, Mode, Shape};
 
-/// Every test here is a function of a running product, and holds in both modes.
-macro_rules! in_both_modes {
-    ($($test:ident),+ $(,)?) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::$test(crate::support::app::Mode::Embedded).await;
-            })+
-        }
-
-        mod distributed {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::$test(crate::support::app::Mode::Distributed).await;
-            })+
-        }
-    };
-}
-pub(crate) use in_both_modes;
-
 /// The contract's prompt, as its third version.
 const EMAIL_DE_BIENVENUE: &str = "Email de Bienvenue";
 

@@ -189,26 +189,7 @@ async fn a_caller_whose_connection_broke_finds_its_run(mode: Mode) {
     assert_eq!((again.status, &again.body["code"]), (409, &json!("run_cancelled")), "{again:?}");
 }
 
-macro_rules! in_both_modes {
-    ($($case:ident)+) => {
-        mod embedded {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Mode::Embedded).await;
-            })+
-        }
-        mod distributed {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Mode::Distributed).await;
-            })+
-        }
-    };
-}
-
-in_both_modes! {
+crate::support::in_both_modes! {
     a_finished_run_is_replayed
     a_live_run_is_joined
     a_stream_is_joined_and_replayed

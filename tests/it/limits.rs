@@ -167,25 +167,7 @@ async fn a_full_queue_refuses_and_recovers(mode: Mode) {
     assert_eq!(app.provider().requests().len(), 5, "the refused run was not executed");
 }
 
-macro_rules! in_both_modes {
-    ($($case:ident)*) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(super::Mode::Embedded).await;
-            })*
-        }
-
-        mod distributed {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(super::Mode::Distributed).await;
-            })*
-        }
-    };
-}
-
-in_both_modes! {
+crate::support::in_both_modes! {
     concurrency_is_never_exceeded
     requests_a_minute_are_never_exceeded
     tokens_a_minute_are_never_exceeded

@@ -56,21 +56,4 @@ async fn failed_calls_do(mode: Mode) {
     assert_eq!(app.provider().requests().len(), 4);
 }
 
-macro_rules! in_both_modes {
-    ($($name:ident),* $(,)?) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                super::$name(super::Mode::Embedded).await
-            })*
-        }
-        mod distributed {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $name() {
-                super::$name(super::Mode::Distributed).await
-            })*
-        }
-    };
-}
-
-in_both_modes!(limited_calls_use_up_no_attempt, failed_calls_do);
+crate::support::in_both_modes!(limited_calls_use_up_no_attempt, failed_calls_do);

@@ -37,23 +37,3 @@ fn other(app: &App) -> usize {
 fn greeting() -> Value {
     json!({ "promptName": "Greeting", "variables": { "name": new_name() } })
 }
-
-macro_rules! in_both_modes {
-    ($($case:ident)*) => {
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case($crate::support::app::Mode::Embedded).await;
-            })*
-        }
-
-        mod distributed {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case($crate::support::app::Mode::Distributed).await;
-            })*
-        }
-    };
-}
-
-use in_both_modes;

@@ -4,6 +4,7 @@ pub mod app;
 pub mod events;
 pub mod invariants;
 pub mod load;
+mod modes;
 pub mod postgres;
 pub mod process;
 pub mod provider;
@@ -14,6 +15,8 @@ pub mod redis;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+
+pub(crate) use self::modes::in_both_modes;
 
 /// Waits for a condition, for a minute at most.
 pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {

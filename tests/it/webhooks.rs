@@ -320,26 +320,7 @@ async fn what_cannot_be_called_or_signed_is_refused(mode: Mode) {
     assert!(keyless.stderr.contains("PROMPT_MANAGER_SECRET_KEY"), "{keyless:?}");
 }
 
-macro_rules! in_both_modes {
-    ($($case:ident)+) => {
-        mod embedded {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Mode::Embedded).await;
-            })+
-        }
-        mod distributed {
-            use super::*;
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(Mode::Distributed).await;
-            })+
-        }
-    };
-}
-
-in_both_modes! {
+crate::support::in_both_modes! {
     every_ending_is_told_once_and_signed
     many_runs_are_told_of_once_each
     what_fails_is_sent_again

@@ -13,15 +13,12 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Value, json};
 
 use self::client::Socket;
-use crate::{
-    contract::in_both_modes,
-    support::{
-        app::{App, Mode, Shape},
-        provider::{Answer as Script, Gate},
-    },
+use crate::support::{
+    app::{App, Mode, Shape},
+    provider::{Answer as Script, Gate},
 };
 
-in_both_modes!(
+crate::support::in_both_modes!(
     a_run_is_told_as_it_happens,
     many_runs_share_a_socket,
     a_failed_run_is_told_like_any_other,

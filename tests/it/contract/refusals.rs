@@ -5,12 +5,10 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{
-    EMAIL_DE_BIENVENUE, assert_refused, configured, email, get, greeting, import_email, in_both_modes, send, started,
-};
+use super::{EMAIL_DE_BIENVENUE, assert_refused, configured, email, get, greeting, import_email, send, started};
 use crate::support::app::{Answer, App, Mode};
 
-in_both_modes!(
+crate::support::in_both_modes!(
     a_bad_request_is_400_and_says_what_is_wrong,
     a_bad_key_is_401,
     a_plan_or_a_model_that_is_not_allowed_is_403,

@@ -7,15 +7,14 @@ use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
 
 use super::{
-    EMAIL_DE_BIENVENUE, assert_refused, cancel, configured, email, get, greeting, import_email, in_both_modes, send,
-    started,
+    EMAIL_DE_BIENVENUE, assert_refused, cancel, configured, email, get, greeting, import_email, send, started,
 };
 use crate::support::{
     app::{Answer, App, Mode},
     provider::{Answer as Script, Gate},
 };
 
-in_both_modes!(
+crate::support::in_both_modes!(
     the_contract_s_example_is_answered,
     a_run_that_fails_is_500_and_its_status_says_why,
     a_run_that_misses_its_deadline_is_504,

@@ -2,13 +2,13 @@
 
 use std::process::Command;
 
-use super::{EMAIL_DE_BIENVENUE, import_email, in_both_modes, started};
+use super::{EMAIL_DE_BIENVENUE, import_email, started};
 use crate::support::{
     app::{App, Mode},
     provider::Answer as Script,
 };
 
-in_both_modes!(the_curl_sample_runs, the_node_sample_runs, the_python_sample_runs);
+crate::support::in_both_modes!(the_curl_sample_runs, the_node_sample_runs, the_python_sample_runs);
 
 const CONTRACT: &str = include_str!("api-integration.fr.mdx");
 const HOST: &str = "https://votre-domaine.com";

@@ -173,7 +173,7 @@ fn agree(run: &Value, cancellation: &Answer) {
     }
 }
 
-super::in_both_modes! {
+crate::support::in_both_modes! {
     a_run_is_cancelled_in_every_state
     a_cancellation_and_an_end_have_one_winner
 }

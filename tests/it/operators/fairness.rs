@@ -137,6 +137,6 @@ async fn a_flood_of_one_account_delays_another_by_a_few_executions(mode: Mode) {
     }
 }
 
-super::in_both_modes! {
+crate::support::in_both_modes! {
     a_flood_of_one_account_delays_another_by_a_few_executions
 }

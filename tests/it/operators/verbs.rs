@@ -210,6 +210,6 @@ fn poisoned(job: &Job) -> Ending {
     }
 }
 
-super::in_both_modes! {
+crate::support::in_both_modes! {
     a_drain_refuses_new_runs_and_waits_for_the_accepted_ones
 }

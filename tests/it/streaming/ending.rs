@@ -14,7 +14,7 @@ use crate::support::{
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-super::in_both_modes! {
+crate::support::in_both_modes! {
     a_caller_that_hangs_up_cancels
     a_caller_that_wants_it_to_go_on_may_hang_up
     what_broke_off_is_never_complete

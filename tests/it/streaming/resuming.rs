@@ -12,7 +12,7 @@ use crate::support::{
     provider::{Answer, Gate},
 };
 
-super::in_both_modes! {
+crate::support::in_both_modes! {
     a_stream_is_resumed_anywhere
     a_log_that_is_gone_still_has_an_end
     a_place_that_is_no_number_is_refused

@@ -12,7 +12,7 @@ use crate::support::{
     provider::{Answer, Gate},
 };
 
-super::in_both_modes! {
+crate::support::in_both_modes! {
     a_stream_is_told_as_documented
     the_first_text_comes_while_the_rest_is_held_back
     what_is_refused_has_its_status

@@ -5,16 +5,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{SOON, client::Socket, create, create_that_continues, other_door, started, text};
-use crate::{
-    contract::in_both_modes,
-    support::{
-        app::{App, Mode},
-        eventually,
-        provider::{Answer as Script, Gate},
-    },
+use crate::support::{
+    app::{App, Mode},
+    eventually,
+    provider::{Answer as Script, Gate},
 };
 
-in_both_modes!(
+crate::support::in_both_modes!(
     hanging_up_cancels_what_does_not_continue,
     a_revoked_key_closes_its_sockets,
     an_expired_key_closes_its_sockets,

@@ -11,7 +11,7 @@ use super::{
     create, started, text,
 };
 use crate::{
-    contract::{assert_refused, in_both_modes},
+    contract::assert_refused,
     support::{
         app::Mode,
         eventually,
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-in_both_modes!(
+crate::support::in_both_modes!(
     a_key_has_so_many_sockets,
     a_socket_follows_so_many_runs,
     a_message_that_is_too_large_closes_the_socket,

@@ -7,11 +7,11 @@ use super::{
     create, started,
 };
 use crate::{
-    contract::{assert_refused, in_both_modes},
+    contract::assert_refused,
     support::app::{Answer, App, Mode},
 };
 
-in_both_modes!(
+crate::support::in_both_modes!(
     a_request_that_is_no_socket_is_answered_as_any_other,
     a_key_comes_by_header_or_by_subprotocol,
     pages_of_other_origins_need_to_be_listed,

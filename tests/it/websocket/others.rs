@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use super::started;
-use crate::{contract::in_both_modes, support::app::Mode};
+use crate::support::app::Mode;
 
-in_both_modes!(a_python_client_runs);
+crate::support::in_both_modes!(a_python_client_runs);
 
 /// Opens a socket as a browser does, with the key among the subprotocols.
 const CLIENT: &str = r#"

@@ -4,12 +4,9 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::{client::Socket, create, started};
-use crate::{
-    contract::in_both_modes,
-    support::{app::Mode, provider::Answer as Script},
-};
+use crate::support::{app::Mode, provider::Answer as Script};
 
-in_both_modes!(every_refusal_is_answered_and_the_socket_stays, limits_of_a_key_are_told_with_a_time);
+crate::support::in_both_modes!(every_refusal_is_answered_and_the_socket_stays, limits_of_a_key_are_told_with_a_time);
 
 #[track_caller]
 fn assert_error(answer: &Value, id: Option<&str>, status: u16, code: &str) {
