@@ -9,8 +9,8 @@
 //!
 //! - The plan is asked for *new* runs only. An account whose subscription ended can still read and cancel the runs it has.
 //! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), its account's plan (403), the server
-//!   is draining (503), its timeout (400), its webhook's missing secret (400), its prompt (404), the prompt's model (403), the account's budget (402), the variables (400),
-//!   the caller's rate (429), the depth of the queue (503).
+//!   is draining (503), its timeout (400), its webhook's missing secret (400), its prompt (404), the prompt's model (403), the account's
+//!   budget (402), the variables (400), the caller's rate (429), the depth of the queue (503).
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
 //!   told the run's id (202) has nothing left to hang up. A caller whose stream this process ends because it shuts down has not hung up:
 //!   its run goes on, and another process has its events.
@@ -35,7 +35,7 @@ use tokio::time::{Instant, timeout_at};
 use workers::{
     Accepted, CancelOutcome, Engine, Page, Promise, RunView, SubmitError, Waiter,
     job::{AccountId, Ending, Job, ModelRequest, RunId, UnixMillis, WIRE_VERSION},
-    ledger::{IdempotencyKey, KnownRun, RunFilter},
+    ledger::{IdempotencyKey, RunFilter},
     queue::{RateLeft, RateRule},
 };
 
@@ -73,81 +73,90 @@ impl Runner {
 
     /// Accepts a run for `principal`, or says why not; a refused run leaves nothing behind.
     pub async fn start(&self, principal: &Principal, request: RunRequest) -> Result<Begun<Started>, RunError> {
-        let (key, answer) = (request.key.clone(), request.answer);
-        if let Some(known) = self.known(principal, key.as_ref()).await? {
-            return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
-        }
-        let Planned { job, timeout, on_disconnect, accepted_at } = self.plan(principal, request).await?;
-        let (run, prompt_version) = (job.id, job.prompt_version);
-        let created_at = job.created_at;
-        let queued = (answer != Answer::Wait).then(|| Box::new(RunView::waiting(&job)));
-        let promise = match (key, answer) {
-            (Some(key), _) => Promise::Keyed(key),
-            (None, Answer::Wait) => Promise::Wait,
-            (None, Answer::WaitAtMost(_) | Answer::Later) => Promise::Committed,
+        let answer = request.answer;
+        let start = async |planned: Planned| {
+            let Planned { job, key, timeout, on_disconnect, accepted_at } = planned;
+            let (run, prompt_version, created_at) = (job.id, job.prompt_version, job.created_at);
+            let queued = (answer != Answer::Wait).then(|| Box::new(RunView::waiting(&job)));
+            let promise = match (key, answer) {
+                (Some(key), _) => Promise::Keyed(key),
+                (None, Answer::Wait) => Promise::Wait,
+                (None, Answer::WaitAtMost(_) | Answer::Later) => Promise::Committed,
+            };
+            // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
+            let cancels = answer != Answer::Later && on_disconnect == OnDisconnect::Cancel;
+            let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
+            let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
+            let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+            Ok(Started {
+                run,
+                prompt_version,
+                rates,
+                account: principal.account.id,
+                created_at,
+                accepted_at,
+                deadline: later(accepted_at, timeout),
+                answer,
+                queued,
+                waiter,
+                hang_up,
+            })
         };
-        // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
-        let cancels = answer != Answer::Later && on_disconnect == OnDisconnect::Cancel;
-        let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
-        let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
-        let Accepted { rates, waiter } = match accepted.inspect_err(|_| hang_up.armed = false) {
-            Err(SubmitError::Known(known)) => {
-                return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
-            }
-            accepted => accepted?,
-        };
-        Ok(Begun::Now(Started {
-            run,
-            prompt_version,
-            rates,
-            account: principal.account.id,
-            created_at,
-            accepted_at,
-            deadline: later(accepted_at, timeout),
-            answer,
-            queued,
-            waiter,
-            hang_up,
-        }))
+        self.begin(principal, request, start).await
     }
 
     /// The same for a caller that follows the run.
     pub async fn stream(&self, principal: &Principal, request: RunRequest) -> Result<Begun<Streamed>, RunError> {
-        let (key, answer) = (request.key.clone(), request.answer);
-        if let Some(known) = self.known(principal, key.as_ref()).await? {
-            return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
-        }
-        let Planned { job, timeout, on_disconnect, accepted_at } = self.plan(principal, request).await?;
-        let (run, prompt_version, created_at) = (job.id, job.prompt_version, job.created_at);
-        // A run that goes on without its caller was promised to it with its first event.
-        let promise = match (key, on_disconnect) {
-            (Some(key), _) => Promise::Keyed(key),
-            (None, OnDisconnect::Cancel) => Promise::Wait,
-            (None, OnDisconnect::Continue) => Promise::Committed,
+        let start = async |planned: Planned| {
+            let Planned { job, key, timeout, on_disconnect, accepted_at } = planned;
+            let (run, prompt_version, created_at) = (job.id, job.prompt_version, job.created_at);
+            // A run that goes on without its caller was promised to it with its first event.
+            let promise = match (key, on_disconnect) {
+                (Some(key), _) => Promise::Keyed(key),
+                (None, OnDisconnect::Cancel) => Promise::Wait,
+                (None, OnDisconnect::Continue) => Promise::Committed,
+            };
+            let cancels = on_disconnect == OnDisconnect::Cancel;
+            let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
+            let accepted = self.engine.submit_streamed(job, rules(principal, &self.config.limits), promise).await;
+            let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+            Ok(Streamed {
+                run,
+                prompt_version,
+                rates,
+                created_at,
+                deadline: later(accepted_at, timeout),
+                events: waiter,
+                hang_up,
+                progress: Progress::Told(0),
+                told: Told::default(),
+                next: VecDeque::new(),
+            })
         };
-        let cancels = on_disconnect == OnDisconnect::Cancel;
-        let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
-        let accepted = self.engine.submit_streamed(job, rules(principal, &self.config.limits), promise).await;
-        let Accepted { rates, waiter } = match accepted.inspect_err(|_| hang_up.armed = false) {
-            Err(SubmitError::Known(known)) => {
-                return Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)));
-            }
-            accepted => accepted?,
+        self.begin(principal, request, start).await
+    }
+
+    /// Starts a run, unless the request was sent before: then its caller joins the run that it made.
+    async fn begin<T>(
+        &self,
+        principal: &Principal,
+        request: RunRequest,
+        start: impl AsyncFnOnce(Planned) -> Result<T, SubmitError>,
+    ) -> Result<Begun<T>, RunError> {
+        let answer = request.answer;
+        let before = match &request.key {
+            Some(key) => self.engine.keyed(principal.account.id, key).await?,
+            None => None,
         };
-        let deadline = later(accepted_at, timeout);
-        let progress = Progress::Told(0);
-        Ok(Begun::Now(Streamed {
-            run,
-            prompt_version,
-            rates,
-            created_at,
-            deadline,
-            events: waiter,
-            hang_up,
-            progress,
-            told: Told::default(),
-            next: VecDeque::new(),
-        }))
+        let known = match before {
+            Some(known) => known,
+            None => match start(self.plan(principal, request).await?).await {
+                // The same request came elsewhere in this moment.
+                Err(SubmitError::Known(known)) => known,
+                started => return Ok(Begun::Now(started?)),
+            },
+        };
+        Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)))
     }
 
     /// Resolve, render, and all that can be refused before the queue is asked.
@@ -205,15 +214,7 @@ impl Runner {
             repeat_streamed: prompt.repeat_streamed,
             webhook_url,
         };
-        Ok(Planned { job, timeout, on_disconnect, accepted_at })
-    }
-
-    /// The run of an earlier request with this key.
-    async fn known(&self, principal: &Principal, key: Option<&IdempotencyKey>) -> Result<Option<KnownRun>, RunError> {
-        match key {
-            Some(key) => Ok(self.engine.keyed(principal.account.id, key).await?),
-            None => Ok(None),
-        }
+        Ok(Planned { job, key: request.key, timeout, on_disconnect, accepted_at })
     }
 
     /// The clock that runs go by.
@@ -239,9 +240,8 @@ impl Runner {
 
     /// What happens to a run of the account from after the event `after`, live or from its log.
     pub async fn follow(&self, account: AccountId, run: RunId, after: u64) -> Result<Followed, RunError> {
-        let view = self.find(account, run).await?;
-        let events = self.engine.follow(account, run, after).await?.ok_or(RunError::RunNotFound)?;
-        Ok(Followed { run: view, events, engine: self.engine.clone() })
+        let (run, events) = self.engine.follow(account, run, after).await?.ok_or(RunError::RunNotFound)?;
+        Ok(Followed { run, events, engine: self.engine.clone() })
     }
 
     /// Cancels a run of the account. `true`: it is cancelled; `false`: its worker was told, and ends it.
@@ -266,6 +266,7 @@ pub enum Begun<T> {
 /// A run that was not refused so far.
 struct Planned {
     job: Job,
+    key: Option<IdempotencyKey>,
     timeout: Duration,
     on_disconnect: OnDisconnect,
     accepted_at: Instant,

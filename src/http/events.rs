@@ -1,6 +1,6 @@
 //! What happens to a run, as server-sent events: `POST /api/v1/run` with `stream: true`, and `GET /api/v1/runs/{id}/events`.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use axum::{
     Extension,
@@ -31,7 +31,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Tells the caller of a new run everything.
 pub(super) fn of_new(mut streamed: Streamed) -> Response {
-    let facts = RunFacts::of_stream(&mut streamed);
+    let facts = RunFacts::new(streamed.run, streamed.prompt_version, mem::take(&mut streamed.rates));
     let mut response = sse::response(streamed);
     facts.insert(response.headers_mut(), None);
     response

@@ -3,9 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use workers::{RunView, job::RunId, queue::RateLeft};
-
-use crate::run::{Started, Streamed};
+use workers::{job::RunId, queue::RateLeft};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -24,17 +22,9 @@ pub(super) struct RunFacts {
 }
 
 impl RunFacts {
-    pub(super) fn of(started: &mut Started) -> Self {
-        Self { run: started.run, prompt_version: started.prompt_version, rates: std::mem::take(&mut started.rates) }
-    }
-
-    /// A request that was sent before is counted against no limit.
-    pub(super) fn of_known(run: &RunView) -> Self {
-        Self { run: run.id, prompt_version: run.prompt_version, rates: Vec::new() }
-    }
-
-    pub(super) fn of_stream(streamed: &mut Streamed) -> Self {
-        Self { run: streamed.run, prompt_version: streamed.prompt_version, rates: std::mem::take(&mut streamed.rates) }
+    /// `rates`: none for a request that was sent before, which is counted against no limit.
+    pub(super) fn new(run: RunId, prompt_version: i32, rates: Vec<RateLeft>) -> Self {
+        Self { run, prompt_version, rates }
     }
 
     /// `queue_ms`: how long the run waited, once it is known.

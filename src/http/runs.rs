@@ -1,6 +1,6 @@
 //! `POST /api/v1/run`, `GET /api/v1/runs/{id}` and `POST /api/v1/runs/{id}/cancel`.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use axum::{
     Extension, Json,
@@ -98,11 +98,12 @@ pub(super) async fn create(
     }
     Ok(match door.runner.start(&principal, request).await? {
         Begun::Now(mut started) => {
-            let facts = RunFacts::of(&mut started);
+            let facts = RunFacts::new(started.run, started.prompt_version, mem::take(&mut started.rates));
             respond(&facts, preferences, started.reply().await)
         }
         Begun::Before(joined) => {
-            let facts = RunFacts::of_known(&joined.followed.run);
+            let run = &joined.followed.run;
+            let facts = RunFacts::new(run.id, run.prompt_version, Vec::new());
             replayed(respond(&facts, preferences, joined.reply().await))
         }
     })

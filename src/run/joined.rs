@@ -5,11 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use workers::ledger::KnownRun;
 
-use super::{Answer, Followed, Reply, RunError, Runner, later};
+use super::{Answer, Followed, Reply, RunError, Runner, later, streamed::LAST_WORDS};
 use crate::keys::Principal;
-
-/// How long after the run's deadline its ending may come.
-const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A run that somebody else started, and that this caller waits for as well. Hanging up changes nothing about it.
 pub struct Joined {

@@ -13,7 +13,7 @@ use super::{HangUp, told::Told};
 
 /// How long after its deadline the ending of a run may come before its caller is told without it: whoever has the run ends it by then, or cannot be
 /// reached.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A run that was accepted, and whose caller follows it. Dropping it before its end is the caller hanging up.
 pub struct Streamed {

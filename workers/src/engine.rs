@@ -161,15 +161,18 @@ impl Engine {
         Ok(Accepted { rates, waiter })
     }
 
-    /// The events of a run of an account from after the event `after`; `None` when there is no such run.
-    pub async fn follow(&self, account: AccountId, run: RunId, after: u64) -> Result<Option<Events>, SubmitError> {
-        if self.find(account, run).await?.is_none() {
-            return Ok(None);
-        }
+    /// A run of an account as it is now, and its events from after the event `after`; `None` when there is no such run.
+    pub async fn follow(
+        &self,
+        account: AccountId,
+        run: RunId,
+        after: u64,
+    ) -> Result<Option<(RunView, Events)>, SubmitError> {
+        let Some(view) = self.find(account, run).await? else { return Ok(None) };
         let mut events = self.events(run, after.min(MAX_SEQ));
         events.look().await?;
         events.look_back().await?;
-        Ok(Some(events))
+        Ok(Some((view, events)))
     }
 
     fn events(&self, run: RunId, after: u64) -> Events {

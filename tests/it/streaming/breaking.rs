@@ -24,10 +24,8 @@ async fn was_lost(app: &App, run: &str) {
     assert_eq!(app.provider().requests().len(), 1);
 }
 
-async fn a_worker_that_goes_is_told(graceful: bool) {
-    let mut app = app_with(Mode::Distributed, DRAIN, "").await;
-    let (mut stream, mut events) = begun(&app, &greeting(), &Gate::new()).await;
-    let run = stream.run();
+/// The worker goes, told to or not, and another one comes.
+fn replace_worker(app: &mut App, graceful: bool) {
     if graceful {
         app.workers[0].signal("TERM");
         assert!(app.workers[0].exited(PATIENCE).success());
@@ -35,6 +33,13 @@ async fn a_worker_that_goes_is_told(graceful: bool) {
         app.workers[0].kill();
     }
     app.restart_worker(0);
+}
+
+async fn a_worker_that_goes_is_told(graceful: bool) {
+    let mut app = app_with(Mode::Distributed, DRAIN, "").await;
+    let (mut stream, mut events) = begun(&app, &greeting(), &Gate::new()).await;
+    let run = stream.run();
+    replace_worker(&mut app, graceful);
     events.extend(stream.rest().await);
     check_whole(&events, &run, 0);
     let last = &events[events.len() - 2];
@@ -66,13 +71,7 @@ async fn a_prompt_may_ask_for_its_stream_to_be_repeated() {
         let (mut stream, mut events) = begun(&app, &body, &Gate::new()).await;
         let run = stream.run();
         app.provider().push(Answer::pieces(["three ", "four"]));
-        if graceful {
-            app.workers[0].signal("TERM");
-            assert!(app.workers[0].exited(PATIENCE).success());
-        } else {
-            app.workers[0].kill();
-        }
-        app.restart_worker(0);
+        replace_worker(&mut app, graceful);
         events.extend(stream.rest().await);
         check_whole(&events, &run, 0);
         assert!(names(&events).contains(&"run.retrying"), "{events:#?}");

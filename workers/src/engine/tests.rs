@@ -102,7 +102,7 @@ async fn who_waits_and_who_follows_in_one_process_are_both_told() {
     let rig = Rig::new().await;
     let job = job();
     let mut accepted = rig.engine.submit(job.clone(), Vec::new(), Promise::Wait).await.unwrap();
-    let mut events = rig.engine.follow(job.account, job.id, 0).await.unwrap().unwrap();
+    let (_, mut events) = rig.engine.follow(job.account, job.id, 0).await.unwrap().unwrap();
     execute(&rig, &[]).await;
     assert_eq!(accepted.waiter.ending().await.outcome.state(), RunState::Succeeded);
     assert_eq!(events.ending().await.unwrap().outcome.state(), RunState::Succeeded);
