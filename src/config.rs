@@ -22,6 +22,7 @@ use workers::{
     retry::RetryPolicy,
 };
 
+pub(crate) use self::load::MAX_CACHE_TTL_MS;
 pub use self::{
     keys::{ENV_PREFIX, KEYS, Key, Kind, MODEL_KEYS, PROVIDER_KEYS},
     load::{Flags, Inputs, Loaded},
@@ -50,6 +51,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub retry: RetryPolicy,
     pub webhooks: WebhookConfig,
+    /// How long a shared result stands when the prompt does not say.
+    pub cache_ttl: Duration,
     /// Whether rendered inputs and outputs are stored with ended runs.
     pub keep_content: bool,
     pub log: LogConfig,

@@ -6,7 +6,7 @@ mod store;
 mod table;
 mod variables;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sea_orm::DatabaseConnection;
 use serde_json::{Map, Value};
@@ -41,6 +41,8 @@ pub struct Content {
     pub output_schema: Option<Value>,
     /// A call that broke after output was streamed may be made, and billed, again.
     pub repeat_streamed: bool,
+    /// How long its results stand for runs that would be the same call, in milliseconds; `None`: each run is called for itself.
+    pub cache_ttl_ms: Option<u64>,
     /// What changed, for people.
     pub note: String,
 }
@@ -57,6 +59,7 @@ pub struct ResolvedPrompt {
     pub parameters: Parameters,
     pub output_schema: Option<Value>,
     pub repeat_streamed: bool,
+    pub cache_ttl: Option<Duration>,
     templates: Templates,
     /// Of the texts, for the cache.
     bytes: usize,
@@ -96,6 +99,7 @@ impl ResolvedPrompt {
             parameters: content.parameters,
             output_schema: content.output_schema,
             repeat_streamed: content.repeat_streamed,
+            cache_ttl: content.cache_ttl_ms.map(Duration::from_millis),
             templates,
             bytes: content.system.map_or(0, |system| system.len()) + content.template.len(),
         })

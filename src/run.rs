@@ -8,7 +8,7 @@
 //! Decisions that callers can see:
 //!
 //! - The plan is asked for *new* runs only. An account whose subscription ended can still read and cancel the runs it has.
-//! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), its account's plan (403), the server
+//! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), it wants what this server cannot do (400), its account's plan (403), the server
 //!   is draining (503), its timeout (400), its webhook's missing secret (400), its prompt (404), the prompt's model (403), the account's
 //!   budget (402), the variables (400), the caller's rate (429), the depth of the queue (503).
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
@@ -34,7 +34,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use workers::{
     Accepted, CancelOutcome, Engine, Page, Promise, RunView, SubmitError, Waiter,
-    job::{AccountId, Ending, Job, ModelRequest, RunId, UnixMillis, WIRE_VERSION},
+    job::{AccountId, CacheUse, Ending, Job, ModelRequest, RunId, UnixMillis, WIRE_VERSION},
     ledger::{IdempotencyKey, RunFilter},
     queue::{RateLeft, RateRule},
 };
@@ -51,7 +51,7 @@ use crate::{
     config::{Config, LimitsConfig},
     intake::Intake,
     keys::Principal,
-    prompts::Prompts,
+    prompts::{Prompts, ResolvedPrompt},
     webhooks::{WebhookError, Webhooks},
 };
 
@@ -87,11 +87,12 @@ impl Runner {
             let cancels = answer != Answer::Later && on_disconnect == OnDisconnect::Cancel;
             let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
             let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
-            let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+            let Accepted { rates, cache, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
             Ok(Started {
                 run,
                 prompt_version,
                 rates,
+                cache,
                 account: principal.account.id,
                 created_at,
                 accepted_at,
@@ -119,11 +120,12 @@ impl Runner {
             let cancels = on_disconnect == OnDisconnect::Cancel;
             let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
             let accepted = self.engine.submit_streamed(job, rules(principal, &self.config.limits), promise).await;
-            let Accepted { rates, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
+            let Accepted { rates, cache, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
             Ok(Streamed {
                 run,
                 prompt_version,
                 rates,
+                cache,
                 created_at,
                 deadline: later(accepted_at, timeout),
                 events: waiter,
@@ -167,7 +169,10 @@ impl Runner {
         let limits = &self.config.limits;
 
         let on_disconnect = request.on_disconnect();
-        request.refuse_unsupported()?;
+        if request.cache == Some(true) && !self.config.keep_content {
+            // Results are outputs that are stored.
+            return Err(RunError::NotSupported(vec!["cache"]));
+        }
         let webhook_url = request.webhook_url.as_deref().map(|url| self.webhooks.check(url)).transpose();
         let webhook_url = webhook_url.map_err(RunError::WebhookUrl)?;
         self.admit(principal).await?;
@@ -188,6 +193,16 @@ impl Runner {
         let targets = plan::targets(account, &prompt.model, &prompt.fallbacks, |name| self.config.model(name))?;
         self.budgets.admit(account, created_at).await?;
         let rendered = prompt.render(&request.variables, limits.max_rendered_bytes)?;
+        let tokens = plan::tokens(&rendered, prompt.parameters.max_tokens);
+        let model_request = ModelRequest {
+            system: rendered.system,
+            user: rendered.user,
+            parameters: prompt.parameters.clone(),
+            output_schema: prompt.output_schema.clone(),
+        };
+        let caching = self
+            .cache_ttl(&request, &prompt)
+            .map(|ttl| plan::caching(account.id, &prompt, &targets, &model_request, ttl));
 
         let job = Job {
             v: WIRE_VERSION,
@@ -199,13 +214,8 @@ impl Runner {
             prompt_version: prompt.version,
             lane: request.lane,
             targets,
-            tokens: plan::tokens(&rendered, prompt.parameters.max_tokens),
-            request: ModelRequest {
-                system: rendered.system,
-                user: rendered.user,
-                parameters: prompt.parameters.clone(),
-                output_schema: prompt.output_schema.clone(),
-            },
+            tokens,
+            request: model_request,
             stream: request.stream,
             metadata: request.metadata,
             created_at,
@@ -213,8 +223,15 @@ impl Runner {
             keep_content: self.config.keep_content,
             repeat_streamed: prompt.repeat_streamed,
             webhook_url,
+            caching,
         };
         Ok(Planned { job, key: request.key, timeout, on_disconnect, accepted_at })
+    }
+
+    /// How long the result of a run stands for others; `None` when it is its own.
+    fn cache_ttl(&self, request: &RunRequest, prompt: &ResolvedPrompt) -> Option<Duration> {
+        let wanted = request.cache.unwrap_or(prompt.cache_ttl.is_some()) && self.config.keep_content;
+        wanted.then(|| prompt.cache_ttl.unwrap_or(self.config.cache_ttl))
     }
 
     /// The clock that runs go by.
@@ -278,6 +295,8 @@ pub struct Started {
     pub prompt_version: i32,
     /// What is left of the limits that the run was counted against.
     pub rates: Vec<RateLeft>,
+    /// Whether there was a result for the run when it was accepted; `None` when it does not share.
+    pub cache: Option<CacheUse>,
     account: AccountId,
     created_at: UnixMillis,
     accepted_at: Instant,
@@ -332,7 +351,8 @@ impl Started {
         }
         match self.queued.take() {
             Some(queued) if sent_away || until < self.deadline => {
-                let view = if self.answer == Answer::Later { queued } else { self.look(queued).await };
+                let has_ended = self.cache == Some(CacheUse::Hit);
+                let view = if self.answer == Answer::Later && !has_ended { queued } else { self.look(queued).await };
                 self.hang_up.armed = false;
                 Reply::GoesOn(view)
             }

@@ -9,6 +9,7 @@ mod m20261123_000004_intake;
 mod m20261123_000005_idempotency;
 mod m20261123_000006_batches;
 mod m20261123_000007_webhooks;
+mod m20261123_000008_results;
 
 pub struct Migrator;
 
@@ -23,6 +24,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261123_000005_idempotency::Migration),
             Box::new(m20261123_000006_batches::Migration),
             Box::new(m20261123_000007_webhooks::Migration),
+            Box::new(m20261123_000008_results::Migration),
         ]
     }
 }

@@ -86,6 +86,7 @@ pub const KEYS: &[Key] = &[
     key("limits.max_timeout_ms", Kind::Number, "3600000"),
     key("limits.async_timeout_ms", Kind::Number, "3600000"),
     key("limits.max_rendered_bytes", Kind::Number, "1048576"),
+    key("cache.ttl_ms", Kind::Number, "3600000"),
     key("retry.max_attempts", Kind::Number, "4"),
     key("retry.base_ms", Kind::Number, "250"),
     key("retry.cap_ms", Kind::Number, "20000"),

@@ -25,6 +25,9 @@ use super::{
 /// The file that is read when none is named, if it is there.
 const DEFAULT_FILE: &str = "prompt-manager.toml";
 
+/// The longest time for which a shared result may stand: a year.
+pub(crate) const MAX_CACHE_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
+
 /// What a configuration is made of. It has no `Debug`: the environment holds secrets.
 #[derive(Clone, Default)]
 pub struct Inputs {
@@ -138,6 +141,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let max_bytes = reader.required("queue.max_bytes", value::whole(1..=1 << 50));
     let batches = batches(reader);
     let limits = limits(reader);
+    let cache_ttl = reader.required("cache.ttl_ms", value::whole(1..=MAX_CACHE_TTL_MS)).map(Duration::from_millis);
     let retry = retry(reader);
     let webhooks = webhooks(reader);
     let keep_content = reader.required("retention.keep_content", value::boolean);
@@ -157,6 +161,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
         limits: limits?,
         retry: retry?,
         webhooks: webhooks?,
+        cache_ttl: cache_ttl?,
         keep_content: keep_content?,
         log: log?,
         providers: HashMap::new(),

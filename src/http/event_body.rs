@@ -79,7 +79,7 @@ fn ended(subject: Subject, ending: &Ending) -> (&'static str, Facts<'_>) {
             model: &ending.model,
             run_id: None,
             usage: UsageBody::new(ending.usage(), ending.cost_nano_usd()),
-            cached: false,
+            cached: ending.is_cached(),
             finish_reason: finish_reason.as_deref(),
         };
         return ("run.completed", Facts::Completed(result));
@@ -133,6 +133,7 @@ mod tests {
             finished_at: UnixMillis(1_001_245),
             queue_ms: 0,
             attempt: None,
+            cache: None,
         }))
     }
 

@@ -32,8 +32,10 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Tells the caller of a new run everything.
 pub(super) fn of_new(mut streamed: Streamed) -> Response {
     let facts = RunFacts::new(streamed.run, streamed.prompt_version, mem::take(&mut streamed.rates));
+    let cache = streamed.cache;
     let mut response = sse::response(streamed);
     facts.insert(response.headers_mut(), None);
+    headers::insert_cache(response.headers_mut(), cache);
     response
 }
 

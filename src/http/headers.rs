@@ -3,12 +3,16 @@
 use std::{fmt::Write, time::Duration};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use workers::{job::RunId, queue::RateLeft};
+use workers::{
+    job::{CacheUse, RunId},
+    queue::RateLeft,
+};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const X_RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
 const X_PROMPT_VERSION: HeaderName = HeaderName::from_static("x-prompt-version");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_QUEUE_MS: HeaderName = HeaderName::from_static("x-queue-ms");
 
 /// All limits of requests count one minute.
@@ -31,6 +35,13 @@ impl RunFacts {
     pub(super) fn insert(&self, headers: &mut HeaderMap, queue_ms: Option<u64>) {
         insert_run(headers, self.run, self.prompt_version, queue_ms);
         insert_rates(headers, &self.rates);
+    }
+}
+
+/// Where the result came from, for runs that may share theirs.
+pub(super) fn insert_cache(headers: &mut HeaderMap, cache: Option<CacheUse>) {
+    if let Some(cache) = cache {
+        headers.insert(X_CACHE, HeaderValue::from_static(cache.as_str()));
     }
 }
 

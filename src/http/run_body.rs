@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 use workers::{
     RunView,
-    job::{Attempt, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
+    job::{Attempt, CacheUse, Failure, Lane, Outcome, RunId, RunState, UnixMillis, Usage},
 };
 
 use super::openapi::schemas;
@@ -29,6 +29,7 @@ pub(super) struct ResultBody<'a> {
     #[schema(value_type = Option<Uuid>, nullable = false)]
     pub run_id: Option<RunId>,
     pub usage: UsageBody,
+    /// Whether the output is that of another run.
     pub cached: bool,
     #[schema(required = true)]
     pub finish_reason: Option<&'a str>,
@@ -105,10 +106,11 @@ pub(super) struct RunBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     code: Option<String>,
-    /// Once a call was made.
+    /// Once a call was made, or was not needed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     usage: Option<UsageBody>,
+    /// Whether the output is that of another run.
     cached: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Uuid>, nullable = false)]
@@ -135,6 +137,7 @@ struct AttemptBody<'a> {
 impl<'a> RunBody<'a> {
     pub(super) fn new(run: &'a RunView) -> Self {
         let failure = failure(run);
+        let cached = run.cache.is_some_and(CacheUse::is_cached);
         Self {
             success: true,
             run_id: run.id,
@@ -154,8 +157,8 @@ impl<'a> RunBody<'a> {
             finish_reason: run.finish_reason.as_deref(),
             error: failure.as_ref().map(|failure| failure.message.clone()),
             code: failure.map(|failure| failure.code),
-            usage: (!run.attempts.is_empty()).then(|| UsageBody::new(run.usage, run.cost_nano_usd)),
-            cached: false,
+            usage: (!run.attempts.is_empty() || cached).then(|| UsageBody::new(run.usage, run.cost_nano_usd)),
+            cached,
             requeued_from: run.requeued_from,
         }
     }
@@ -242,6 +245,7 @@ mod tests {
             failure: None,
             usage: Usage::default(),
             cost_nano_usd: None,
+            cache: None,
             requeued_from: None,
         }
     }

@@ -10,7 +10,7 @@ use axum::{
 };
 use workers::{
     RunView,
-    job::{Ending, Outcome, RunId, RunState},
+    job::{CacheUse, Ending, Outcome, RunId, RunState},
 };
 
 use super::{
@@ -48,10 +48,11 @@ use crate::{
         (status = 200, description = "The run has succeeded; or the stream of what happens to it", content(
             (ResultBody = "application/json"),
             (StreamedEvent = "text/event-stream"),
-        ), headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"),
-            ("Preference-Applied"))),
+        ), headers(("x-run-id"), ("x-prompt-version"), ("x-queue-ms"), ("x-cache"), ("RateLimit"), ("RateLimit-Policy"),
+            ("Idempotent-Replayed"), ("Preference-Applied"))),
         (status = 202, description = "The run is committed, and goes on", body = RunBody, headers(("Location"), ("x-run-id"),
-            ("x-prompt-version"), ("x-queue-ms"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"), ("Preference-Applied"))),
+            ("x-prompt-version"), ("x-queue-ms"), ("x-cache"), ("RateLimit"), ("RateLimit-Policy"), ("Idempotent-Replayed"),
+            ("Preference-Applied"))),
         (status = 400, description = "`invalid_json`, `invalid_request`, `missing_variables`, `template_failed`, `input_too_large`, \
             `not_supported`, `webhook_secret_missing`, `invalid_idempotency_key`, `body_incomplete`"),
         (status = 402, description = "`budget_spent`: the monthly budget of the account"),
@@ -99,18 +100,25 @@ pub(super) async fn create(
     Ok(match door.runner.start(&principal, request).await? {
         Begun::Now(mut started) => {
             let facts = RunFacts::new(started.run, started.prompt_version, mem::take(&mut started.rates));
-            respond(&facts, preferences, started.reply().await)
+            let accepted = started.cache;
+            respond(&facts, accepted, preferences, started.reply().await)
         }
         Begun::Before(joined) => {
             let run = &joined.followed.run;
             let facts = RunFacts::new(run.id, run.prompt_version, Vec::new());
-            replayed(respond(&facts, preferences, joined.reply().await))
+            replayed(respond(&facts, None, preferences, joined.reply().await))
         }
     })
 }
 
-fn respond(facts: &RunFacts, preferences: Preferences, reply: Reply) -> Response {
+/// `cache`: what was known of the result when the run was accepted.
+fn respond(facts: &RunFacts, cache: Option<CacheUse>, preferences: Preferences, reply: Reply) -> Response {
     let (run, version) = (facts.run, facts.prompt_version);
+    let cache = match &reply {
+        Reply::Ended { ending, .. } => ending.cache,
+        Reply::GoesOn(view) => view.cache.or(cache),
+        Reply::SentAway | Reply::Missed => None,
+    };
     let (mut response, queue_ms, went_async) = match reply {
         Reply::Ended { ending, duration_ms } => (ended(&ending, version, duration_ms), Some(ending.queue_ms), false),
         Reply::GoesOn(view) => (accepted(&view), None, true),
@@ -119,6 +127,7 @@ fn respond(facts: &RunFacts, preferences: Preferences, reply: Reply) -> Response
     };
     let map = response.headers_mut();
     facts.insert(map, queue_ms);
+    headers::insert_cache(map, cache);
     if let Some(applied) = preferences.applied(went_async) {
         headers::insert(map, PREFERENCE_APPLIED, &applied);
     }
@@ -197,7 +206,7 @@ fn ended(ending: &Ending, prompt_version: i32, duration_ms: u64) -> Response {
         model: &ending.model,
         run_id: Some(ending.run),
         usage: UsageBody::new(ending.usage(), ending.cost_nano_usd()),
-        cached: false,
+        cached: ending.is_cached(),
         finish_reason: finish_reason.as_deref(),
     };
     Json(body).into_response()

@@ -10,6 +10,7 @@
 //! """
 //! note = "Plus court"                       # optional: what changed
 //! repeat_streamed = false                   # optional: may a broken stream be called, and billed, again
+//! cache_ttl_ms = 600000                     # optional: how long a result stands for runs that would be the same call
 //!
 //! [parameters]                              # optional, each of them
 //! temperature = 0.7
@@ -27,7 +28,7 @@ use serde_json::Value;
 use workers::job::Parameters;
 
 use super::{Content, detect_variables};
-use crate::accounts::checked_name;
+use crate::{accounts::checked_name, config::MAX_CACHE_TTL_MS};
 
 /// Why a file is no prompt: one sentence that names the file, and the line where there is one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +52,9 @@ pub fn parse(path: &str, text: &str) -> Result<(String, Content), FileError> {
     if file.template.trim().is_empty() {
         return Err(refuse("the template must not be empty".to_owned()));
     }
+    if file.cache_ttl_ms.is_some_and(|ttl| !(1..=MAX_CACHE_TTL_MS).contains(&ttl)) {
+        return Err(refuse(format!("cache_ttl_ms must be between 1 and {MAX_CACHE_TTL_MS} (a year)")));
+    }
     check_parameters(&file.parameters).map_err(refuse)?;
     let output_schema = match file.output_schema {
         None => None,
@@ -71,6 +75,7 @@ pub fn parse(path: &str, text: &str) -> Result<(String, Content), FileError> {
         parameters: file.parameters,
         output_schema,
         repeat_streamed: file.repeat_streamed,
+        cache_ttl_ms: file.cache_ttl_ms,
         note: file.note,
     };
     Ok((name, content))
@@ -86,6 +91,7 @@ pub fn write(name: &str, content: &Content) -> Result<String, FileError> {
         template: content.template.clone(),
         note: content.note.clone(),
         repeat_streamed: content.repeat_streamed,
+        cache_ttl_ms: content.cache_ttl_ms,
         parameters: content.parameters.clone(),
         // TOML has no null, and no integers above 2⁶³; JSON in a string has.
         output_schema: content
@@ -118,6 +124,8 @@ struct PromptFile {
     note: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     repeat_streamed: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cache_ttl_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "is_default")]
     parameters: Parameters,
     #[serde(default, skip_serializing_if = "Option::is_none")]

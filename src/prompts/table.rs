@@ -48,6 +48,7 @@ pub struct Model {
     /// A JSON Schema.
     pub output_schema: Option<String>,
     pub repeat_streamed: bool,
+    pub cache_ttl_ms: Option<i64>,
     pub note: String,
     pub created_at: i64,
     /// When it first became PRODUCTION.
@@ -74,6 +75,7 @@ impl Model {
             parameters: json!(content.parameters).to_string(),
             output_schema: content.output_schema.map(|schema| schema.to_string()),
             repeat_streamed: content.repeat_streamed,
+            cache_ttl_ms: content.cache_ttl_ms.map(|ttl| i64::try_from(ttl).unwrap_or(i64::MAX)),
             note: content.note,
             created_at: now.0,
             promoted_at: None,
@@ -108,6 +110,7 @@ impl Model {
                 .transpose()
                 .map_err(unreadable)?,
             repeat_streamed: self.repeat_streamed,
+            cache_ttl_ms: self.cache_ttl_ms.and_then(|ttl| u64::try_from(ttl).ok()),
             note: self.note,
         })
     }
@@ -126,6 +129,7 @@ impl Model {
             parameters: Set(self.parameters),
             output_schema: Set(self.output_schema),
             repeat_streamed: Set(self.repeat_streamed),
+            cache_ttl_ms: Set(self.cache_ttl_ms),
             note: Set(self.note),
             created_at: Set(self.created_at),
             promoted_at: Set(self.promoted_at),

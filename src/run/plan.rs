@@ -1,14 +1,15 @@
 //! What a run may do, decided from what is known before it is submitted. Pure.
 
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
-use workers::job::{Target, UnixMillis};
+use sha2::{Digest, Sha256};
+use workers::job::{AccountId, Caching, ModelRequest, Target, UnixMillis};
 
 use super::{Answer, RunError, RunRequest};
 use crate::{
     accounts::{Account, Plan},
     config::{LimitsConfig, ModelConfig},
-    prompts::Rendered,
+    prompts::{Rendered, ResolvedPrompt},
 };
 
 /// Tokens reserved for an answer whose prompt sets no `max_tokens`.
@@ -73,6 +74,24 @@ pub(super) fn tokens(rendered: &Rendered, max_tokens: Option<u32>) -> u64 {
     let characters: usize = texts(rendered).map(|text| text.chars().count()).sum();
     let input = u64::try_from(characters.div_ceil(CHARACTERS_PER_TOKEN)).unwrap_or(u64::MAX);
     input.saturating_add(max_tokens.map_or(ASSUMED_OUTPUT_TOKENS, u64::from))
+}
+
+/// What the run shares: with those of its account that would ask the same of the same model, by the same version of the same prompt.
+pub(super) fn caching(
+    account: AccountId,
+    prompt: &ResolvedPrompt,
+    targets: &[Target],
+    request: &ModelRequest,
+    ttl: Duration,
+) -> Caching {
+    // A structure of texts, numbers and JSON always serialises, and always in the same way.
+    let asked = serde_json::to_vec(&(account, prompt.prompt, prompt.version, targets, request)).unwrap_or_default();
+    let digest = Sha256::digest(asked).iter().fold(String::with_capacity(64), |mut digest, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(digest, "{byte:02x}");
+        digest
+    });
+    Caching { digest, ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX) }
 }
 
 fn texts(rendered: &Rendered) -> impl Iterator<Item = &str> {

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use workers::{job::Lane, ledger::IdempotencyKey};
 
 use self::fields::{Fields, kind};
-use super::{RunError, json};
+use super::json;
 
 /// One run to start.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,8 @@ pub struct RunRequest {
     pub timeout: Option<Duration>,
     pub lane: Lane,
     pub metadata: BTreeMap<String, String>,
-    pub cache: bool,
+    /// Whether its result may be another run's; `None`: as the prompt has it.
+    pub cache: Option<bool>,
     pub webhook_url: Option<String>,
     /// `None`: as the way of asking has it, see [`RunRequest::on_disconnect`].
     pub on_disconnect: Option<OnDisconnect>,
@@ -120,7 +121,7 @@ impl RunRequest {
             timeout: fields.timeout(),
             lane: fields.word("priority", &["interactive", "default", "batch"], |word| word.parse().ok()),
             metadata: fields.metadata(),
-            cache: fields.boolean("cache").unwrap_or(false),
+            cache: fields.boolean("cache"),
             webhook_url: fields.string("webhookUrl"),
             on_disconnect: fields.word("onDisconnect", &["cancel", "continue"], |word| match word {
                 "cancel" => Some(Some(OnDisconnect::Cancel)),
@@ -145,11 +146,6 @@ impl RunRequest {
     pub fn on_disconnect(&self) -> OnDisconnect {
         let default = if self.key.is_some() { OnDisconnect::Continue } else { OnDisconnect::Cancel };
         self.on_disconnect.unwrap_or(default)
-    }
-
-    /// Refuses what is understood and not offered.
-    pub(super) fn refuse_unsupported(&self) -> Result<(), RunError> {
-        if self.cache { Err(RunError::NotSupported(vec!["cache"])) } else { Ok(()) }
     }
 }
 

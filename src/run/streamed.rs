@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::{Instant, sleep_until};
 use workers::{
     Events, RunView,
-    job::{Ending, Event, Fence, Logged, Outcome, RunId, UnixMillis, WIRE_VERSION},
+    job::{CacheUse, Ending, Event, Fence, Logged, Outcome, RunId, UnixMillis, WIRE_VERSION},
     queue::RateLeft,
 };
 
@@ -21,6 +21,8 @@ pub struct Streamed {
     pub prompt_version: i32,
     /// What is left of the limits that the run was counted against.
     pub rates: Vec<RateLeft>,
+    /// Whether there was a result for the run when it was accepted; `None` when it does not share.
+    pub cache: Option<CacheUse>,
     pub created_at: UnixMillis,
     pub(super) deadline: Instant,
     pub(super) events: Events,
@@ -106,6 +108,7 @@ impl Streamed {
             finished_at: self.hang_up.engine.now(),
             queue_ms: 0,
             attempt: None,
+            cache: None,
         };
         Logged { seq, event: Event::Ended(Box::new(ending)) }
     }

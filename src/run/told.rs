@@ -67,6 +67,7 @@ mod tests {
             finished_at: UnixMillis(0),
             queue_ms: 0,
             attempt: None,
+            cache: None,
         }))
     }
 

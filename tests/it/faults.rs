@@ -6,7 +6,7 @@ mod network;
 mod providers;
 mod stores;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -62,13 +62,14 @@ async fn two_hundred_runs_survive_workers_killed_every_two_seconds() {
     let mut app = scripted(shape, Duration::from_millis(500)).await;
     let ids = app.accept_named(200).await;
     let mut kills = 0;
-    // 200 runs of 0.5 s on 8 slots take 13 s undisturbed; the kills go on until all have ended.
-    loop {
+    // 200 runs of 0.5 s on 8 slots take 13 s undisturbed. A lost run goes on when its lease of 15 s has run out, so that none can be lost in its
+    // fourth call within this time, which would make it poison.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(40) {
         let stats = app.cli(&["queue", "stats", "--json"]).json();
         if stats["running"] == 0 && stats["delayed"] == 0 && stats["lanes"]["interactive"]["ready"] == 0 {
             break;
         }
-        assert!(kills < 60, "the runs do not end: {stats}");
         tokio::time::sleep(Duration::from_secs(2)).await;
         let victim = kills % 2;
         app.workers[victim].kill();

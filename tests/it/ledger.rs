@@ -147,6 +147,7 @@ fn job() -> Job {
         tokens: 500,
         repeat_streamed: false,
         webhook_url: None,
+        caching: None,
     }
 }
 
@@ -191,6 +192,7 @@ fn ending(job: &Job, outcome: Outcome, fence: i64, attempt: Option<Attempt>) -> 
         finished_at: UnixMillis(1_700_000_002_500),
         queue_ms: 42,
         attempt,
+        cache: None,
     }
 }
 
@@ -224,6 +226,7 @@ fn queued(job: &Job) -> RunRecord {
         failure: None,
         usage: Usage::default(),
         cost_nano_usd: None,
+        cache: None,
         requeued_from: None,
     }
 }

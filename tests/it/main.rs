@@ -13,6 +13,7 @@ mod accounts;
 mod architecture;
 mod batches;
 mod budget;
+mod caching;
 mod cli;
 mod client;
 mod config;

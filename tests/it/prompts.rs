@@ -126,6 +126,7 @@ async fn a_version_keeps_all_that_it_says() {
             },
             output_schema: Some(json!({"type": ["object", "null"], "maximum": u64::MAX, "default": null})),
             repeat_streamed: true,
+            cache_ttl_ms: Some(600_000),
             note: "première".into(),
         };
         let steph = Actor::user("steph@example.com");
@@ -154,7 +155,7 @@ async fn a_version_keeps_all_that_it_says() {
         assert_eq!((&resolved.parameters, &resolved.output_schema), (&full.parameters, &full.output_schema));
 
         // Each thing said makes a version of its own when it changes.
-        let changes: [fn(&mut Content); 8] = [
+        let changes: [fn(&mut Content); 9] = [
             |content| content.system = None,
             |content| content.template.push('!'),
             |content| content.model.push('o'),
@@ -162,6 +163,7 @@ async fn a_version_keeps_all_that_it_says() {
             |content| content.parameters.temperature = Some(0.3),
             |content| content.output_schema = None,
             |content| content.repeat_streamed = false,
+            |content| content.cache_ttl_ms = None,
             |content| content.note.clear(),
         ];
         let mut content = full;

@@ -1,5 +1,6 @@
 //! The engine as front doors see it: submit, watch, cancel.
 
+mod cached;
 mod ending;
 mod events;
 mod fed;
@@ -25,7 +26,7 @@ pub use crate::engine::{events::Events, list::Page, waiters::Waiter};
 use crate::{
     engine::waiters::Waiters,
     fail,
-    job::{AccountId, FrontDoorId, Job, RunId, RunState, UnixMillis},
+    job::{AccountId, CacheUse, Ending, FrontDoorId, Job, RunId, RunState, UnixMillis},
     ledger::{Entered, IdempotencyKey, KnownRun, Ledger, LedgerError, RunRecord},
     queue::{Admission, Admitted, Queue, RateLeft, RateRule, Submission, Unreachable},
 };
@@ -56,6 +57,9 @@ pub enum Promise {
 /// A run that was accepted, with its caller's way to hear of it: a [`Waiter`] or its [`Events`].
 pub struct Accepted<W> {
     pub rates: Vec<RateLeft>,
+    /// [`CacheUse::Hit`] when the run has ended already, with a result that was there; [`CacheUse::Miss`] when it shares its result and there was none
+    /// for it. `None` when it does not share.
+    pub cache: Option<CacheUse>,
     pub waiter: W,
 }
 
@@ -145,8 +149,11 @@ impl Engine {
     ) -> Result<Accepted<Waiter>, SubmitError> {
         // Registered before anything is sent, so that no ending can come too early.
         let waiter = self.0.waiters.register(job.id);
-        let rates = self.enter(job, rules, promise).await?;
-        Ok(Accepted { rates, waiter })
+        let Entry { rates, cache, ending } = self.enter(job, rules, promise).await?;
+        if let Some(ending) = ending {
+            self.0.waiters.end(*ending);
+        }
+        Ok(Accepted { rates, cache, waiter })
     }
 
     /// The same for a caller that wants to be told of everything. The job says that it is streamed.
@@ -156,9 +163,12 @@ impl Engine {
         rules: Vec<RateRule>,
         promise: Promise,
     ) -> Result<Accepted<Events>, SubmitError> {
-        let waiter = self.events(job.id, 0).begin();
-        let rates = self.enter(job, rules, promise).await?;
-        Ok(Accepted { rates, waiter })
+        let mut waiter = self.events(job.id, 0).begin();
+        let Entry { rates, cache, ending } = self.enter(job, rules, promise).await?;
+        if let Some(ending) = ending {
+            waiter = waiter.end_with(ending);
+        }
+        Ok(Accepted { rates, cache, waiter })
     }
 
     /// A run of an account as it is now, and its events from after the event `after`; `None` when there is no such run.
@@ -180,13 +190,17 @@ impl Engine {
         Events::new(run, after, waiters, queue.clone(), ledger.clone(), *front_door)
     }
 
-    async fn enter(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Vec<RateLeft>, SubmitError> {
+    async fn enter(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Entry, SubmitError> {
         let inner = &self.0;
         if self.is_draining() {
             return Err(SubmitError::Draining);
         }
         let run = job.id;
         let job = Arc::new(job);
+        if let Some(result) = self.look_up(&job).await {
+            return self.answer(job, result, rules, promise).await;
+        }
+        let cache = job.caching.as_ref().map(|_| CacheUse::Miss);
         let admission = Admission { rules, max_depth: inner.settings.max_depth, max_bytes: inner.settings.max_bytes };
         let submission = Submission { job: job.clone(), reply_to: Some(inner.front_door) };
         let rates = match promise {
@@ -217,7 +231,7 @@ impl Engine {
                 rates
             }
         };
-        Ok(rates)
+        Ok(Entry { rates, cache, ending: None })
     }
 
     /// A run of an account, with its attempts. Knows every run that a caller was told of, even while its row is on its way.
@@ -337,6 +351,14 @@ impl Engine {
             }
         });
     }
+}
+
+/// What came of a run that was let in.
+struct Entry {
+    rates: Vec<RateLeft>,
+    cache: Option<CacheUse>,
+    /// Set when it has ended already.
+    ending: Option<Box<Ending>>,
 }
 
 fn admitted(admitted: Admitted) -> Result<Vec<RateLeft>, SubmitError> {

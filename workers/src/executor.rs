@@ -24,6 +24,7 @@ mod reaper;
 mod reconciler;
 mod recorder;
 mod shaper;
+mod sharing;
 mod stop;
 mod streaming;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 use actix::{Actor, Addr, Arbiter, System};
 use tokio::{
     runtime::Runtime,
-    sync::{Semaphore, oneshot},
+    sync::{Notify, Semaphore, oneshot},
 };
 
 pub use self::health::Health;
@@ -168,6 +169,8 @@ struct Shared {
     /// One permit for each ending that the ledger has not yet taken.
     backlog: Arc<Semaphore>,
     health: Arc<Health>,
+    /// Told when runs that waited for the result of another one can be ended with it.
+    answerable: Notify,
 }
 
 impl Shared {
@@ -194,6 +197,7 @@ impl Shared {
             scopes,
             backlog: Arc::new(Semaphore::new(settings.slots.saturating_mul(BACKLOG_PER_SLOT))),
             health: Arc::new(Health::new()),
+            answerable: Notify::new(),
         })
     }
 }

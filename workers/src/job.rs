@@ -4,6 +4,7 @@
 //! it can call a model, and so that the row of a run can be written by whoever comes first. It is written once as JSON
 //! with its format's version in front ([`Job::encode`]), and lives unchanged until the run ends in an [`Ending`].
 
+mod caching;
 mod ending;
 mod event;
 mod ids;
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    caching::{CacheUse, Caching},
     ending::{Attempt, AttemptOutcome, Ending, Failure, Outcome},
     event::{Event, Logged},
     ids::{AccountId, DeliveryId, FrontDoorId, KeyId, PromptId, RunId, WorkerId},
@@ -168,6 +170,9 @@ pub struct Job {
     /// Who is told of the end: a URL that was checked when the run was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_url: Option<String>,
+    /// Its result may be another run's, and another run's may be its; `None` when each run is called for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caching: Option<Caching>,
 }
 
 /// One model at one provider.
@@ -312,6 +317,7 @@ mod tests {
             finished_at: UnixMillis(0),
             queue_ms: 0,
             attempt: None,
+            cache: None,
         };
         assert!(Ending::decode(&ending.encode()).is_err());
         let same = Ending { v: WIRE_VERSION, ..ending };

@@ -1,6 +1,6 @@
 //! The ledger: the `runs` and `attempts` tables, the truth about every run. The only place that changes a state.
 //!
-//! Beside them it keeps what is written in the transactions of these: idempotency keys, and the outbox of webhooks.
+//! Beside them it keeps what is written in the transactions of these: idempotency keys, results that runs share, and the outbox of webhooks.
 //!
 //! Every write may be repeated: a row that is there is left as it is, a terminal row never changes, and an attempt is known by its run and
 //! fence. So a write whose answer was lost is simply made again.
@@ -14,7 +14,9 @@ mod group;
 mod idempotency;
 mod list;
 mod outbox;
+mod prune;
 mod read;
+mod results;
 mod runs;
 mod store;
 #[cfg(test)]
@@ -31,10 +33,11 @@ pub use self::{
     idempotency::{IdempotencyKey, KEY_LIFE, KnownRun},
     list::RunFilter,
     outbox::{Claimed, Delivery, DeliveryState, Outbox, Redelivery, Try, Verdict},
+    results::CachedResult,
 };
-use self::{group::Insert, runs::Texts, store::Store};
+use self::{group::Insert, prune::prune, runs::Texts, store::Store};
 use crate::{
-    job::{AccountId, Attempt, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
+    job::{AccountId, Attempt, CacheUse, Caching, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
     queue::Restored,
 };
 
@@ -104,6 +107,8 @@ pub struct RunRecord {
     pub failure: Option<Failure>,
     pub usage: Usage,
     pub cost_nano_usd: Option<i64>,
+    /// Where the output came from; `None` when there is none, or the run does not share.
+    pub cache: Option<CacheUse>,
     /// The dead run that an operator started again as this one.
     pub requeued_from: Option<RunId>,
 }
@@ -260,9 +265,19 @@ impl Ledger {
         idempotency::find(&self.store, account, key, now).await
     }
 
-    /// Drops some of the keys whose time is over; returns how many.
-    pub async fn prune_keys(&self, now: UnixMillis) -> Result<u64, LedgerError> {
-        idempotency::prune(&self.store, now).await
+    /// The result that stands for an account's call at `now`.
+    pub async fn cached(
+        &self,
+        account: AccountId,
+        caching: &Caching,
+        now: UnixMillis,
+    ) -> Result<Option<CachedResult>, LedgerError> {
+        results::find(&self.store, account, &caching.digest, now).await
+    }
+
+    /// Drops some of the idempotency keys and results whose time is over; returns how many.
+    pub async fn prune(&self, now: UnixMillis) -> Result<u64, LedgerError> {
+        Ok(idempotency::drop_old(&self.store, now).await? + results::drop_old(&self.store, now).await?)
     }
 
     /// Runs that have not ended.

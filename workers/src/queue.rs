@@ -29,6 +29,13 @@
 //! sent to the front doors that follow the run; whoever misses some reads them from the log, which stays for a while after the end. An
 //! append names the place of its first event, so that repeating it writes nothing twice.
 //!
+//! Runs that would be the same call ([`Job::caching`]) share a **flight**. The first one leads it, and is handed out like any other; those that come
+//! while it has not been finished wait *behind* it, delayed, and no claim hands them out. A run that is more urgent than a leader which
+//! nobody has called yet does not wait behind it: it leads from then on. When the leader is finished, what becomes of the others depends on how it
+//! ended. It succeeded, and its result is in the ledger: a reaper takes them over, to end them with that result and without a call
+//! ([`Work::Answer`]). It failed: each of them becomes ready, for a try of its own. It was cancelled, or expired: the first of them
+//! becomes ready, and leads.
+//!
 //! Every step is atomic, fenced where it changes a leased run, and safe to repeat: whoever dies between two of them leaves a lease
 //! that runs out, and the reaper finds in the run itself what to do next.
 //!
@@ -301,5 +308,6 @@ pub(crate) fn ending_in_queue(
         finished_at: now,
         queue_ms: now.since(job.created_at),
         attempt: None,
+        cache: None,
     }
 }

@@ -35,6 +35,7 @@ pub fn job() -> Job {
         tokens: 10,
         repeat_streamed: false,
         webhook_url: None,
+        caching: None,
     }
 }
 

@@ -16,6 +16,12 @@ const HEADERS: &[(&str, Kind, &str)] = &[
     ("x-request-id", Kind::Text, "The request's own `x-request-id`, if it is a good one, or a new id"),
     ("x-run-id", Kind::Uuid, "The id of the run"),
     ("x-prompt-version", Kind::Number, "The version of the prompt that runs"),
+    (
+        "x-cache",
+        Kind::Text,
+        "Where the output came from, if the run may share it: `hit` (it was there), `miss` (a call of its own), `joined` (the call of another run \
+        that was under way). An answer that begins before the run has ended says `hit` or `miss`",
+    ),
     ("x-queue-ms", Kind::Number, "How long the run waited before its last call, in milliseconds, once that is known"),
     ("RateLimit", Kind::Text, "What is left of the caller's limits, where there are any: `\"account\";r=2;t=60`"),
     ("RateLimit-Policy", Kind::Text, "The caller's limits, where there are any: `\"account\";q=5;w=60`"),

@@ -47,8 +47,8 @@ pub(in crate::http) struct RunRequestBody {
     priority: Option<String>,
     #[schema(schema_with = optional_metadata)]
     metadata: Option<Value>,
-    /// Not offered by this version: `true` is refused with `not_supported`.
-    #[schema(default = false)]
+    /// Whether the output may be that of another run of the account which is the same call (the same version of the prompt, model, parameters and
+    /// rendered text), and the other way round. As the prompt has it, if it is left out. `true` is refused with `not_supported` by a server that keeps no content.
     cache: Option<bool>,
     /// Where to tell of the run's end: an `https` URL on the public Internet, without user name and password.
     webhook_url: Option<String>,

@@ -37,6 +37,7 @@ fn the_documented_file_reads() {
         template = "t"
         note = "why"
         repeat_streamed = true
+        cache_ttl_ms = 600000
         [output_schema]
         type = "object"
         required = ["x"]
@@ -46,13 +47,14 @@ fn the_documented_file_reads() {
     assert_eq!(full.fallbacks, ["n", "o"]);
     assert_eq!(full.output_schema, Some(json!({"type": "object", "required": ["x"]})));
     assert!(full.repeat_streamed);
+    assert_eq!(full.cache_ttl_ms, Some(600_000));
 }
 
 #[test]
 fn errors_name_the_file_and_the_line() {
     check_error(
         "name = \"a\"\nmodle = \"m\"\ntemplate = \"t\"\n",
-        "p.toml:2: unknown field `modle`, expected one of `name`, `model`, `fallback`, `system`, `template`, `note`, `repeat_streamed`, `parameters`, `output_schema`",
+        "p.toml:2: unknown field `modle`, expected one of `name`, `model`, `fallback`, `system`, `template`, `note`, `repeat_streamed`, `cache_ttl_ms`, `parameters`, `output_schema`",
     );
     check_error(
         "name = \"a\"\nmodel = \"m\"\ntemplate = \"t\"\n[parameters]\ntemprature = 1\n",
@@ -117,6 +119,7 @@ proptest! {
         template in "(\\PC|[\\n\\r\\t\"'\\\\\u{0}\u{7f}]){0,30}",
         note in ".{0,9}",
         repeat_streamed: bool,
+        cache_ttl_ms in proptest::option::of(1..=MAX_CACHE_TTL_MS),
         temperature in proptest::option::of(0.0..2.0),
         seed in proptest::option::of(any::<i64>()),
         stop in proptest::collection::vec(".{0,5}", 0..3),
@@ -124,7 +127,7 @@ proptest! {
     ) {
         let template = format!("x{}", template.replace('{', ""));
         let content = Content {
-            system, template, model, fallbacks, note, repeat_streamed, output_schema,
+            system, template, model, fallbacks, note, repeat_streamed, cache_ttl_ms, output_schema,
             parameters: Parameters { temperature, seed, stop, ..Parameters::default() },
         };
         let text = write(name.trim(), &content).unwrap();

@@ -22,7 +22,7 @@ fn the_contract_s_example_is_read() {
     assert_eq!(request.prompt.as_str(), "Email de Bienvenue");
     assert_eq!((request.lane, request.on_disconnect()), (Lane::Interactive, OnDisconnect::Cancel));
     assert_eq!(Value::Object(request.variables), json!({"nom_utilisateur": "Steph", "nom_service": "Prompt Manager"}));
-    assert_eq!((request.stream, request.cache, request.version, request.timeout), (false, false, None, None));
+    assert_eq!((request.stream, request.cache, request.version, request.timeout), (false, None, None, None));
     assert!(request.metadata.is_empty() && request.webhook_url.is_none());
 }
 
@@ -39,8 +39,7 @@ fn every_field_is_read() {
     assert_eq!(request.lane, Lane::Batch);
     assert_eq!(request.metadata, BTreeMap::from([("order".to_owned(), "17".to_owned())]));
     assert_eq!(request.on_disconnect(), OnDisconnect::Continue);
-    let Err(RunError::NotSupported(fields)) = request.refuse_unsupported() else { panic!("must be refused") };
-    assert_eq!(fields, ["cache"]);
+    assert_eq!(request.cache, Some(true));
     assert!(request.stream);
     assert_eq!(request.webhook_url.as_deref(), Some("https://example.com/h"));
 }

@@ -260,6 +260,7 @@ impl Spec {
             tokens: self.tokens,
             repeat_streamed: false,
             webhook_url: None,
+            caching: None,
         })
     }
 }
@@ -302,6 +303,7 @@ pub fn succeeded_with(claim: &Claim, tokens: Option<u64>) -> Ending {
             usage: Usage { input_tokens: tokens, output_tokens: tokens.map(|_| 0) },
             cost_nano_usd: None,
         }),
+        cache: None,
     }
 }
 

@@ -46,9 +46,9 @@ pub async fn a_key_stands_for_one_run_for_a_day(site: Site) {
     let third = job_of(account, began.plus(day));
     assert_eq!(enter(&ledger, &third, key(3)).await, Entered::New);
     assert_eq!(enter(&ledger, &second, key(3)).await, known(third.id, true));
-    assert_eq!(ledger.prune_keys(began.plus(day)).await.unwrap(), 1, "the other account's");
-    assert_eq!(ledger.prune_keys(began.plus(2 * day)).await.unwrap(), 1);
-    assert_eq!(ledger.prune_keys(began.plus(2 * day)).await.unwrap(), 0);
+    assert_eq!(ledger.prune(began.plus(day)).await.unwrap(), 1, "the other account's");
+    assert_eq!(ledger.prune(began.plus(2 * day)).await.unwrap(), 1);
+    assert_eq!(ledger.prune(began.plus(2 * day)).await.unwrap(), 0);
 }
 
 pub async fn of_many_runs_with_one_key_one_is_written(site: Site) {

@@ -207,6 +207,7 @@ fn poisoned(job: &Job) -> Ending {
         finished_at: UnixMillis::now(),
         queue_ms: 0,
         attempt: None,
+        cache: None,
     }
 }
 

@@ -181,15 +181,23 @@ struct Run {
     input_tokens: Option<i64>,
     output_tokens: Option<i64>,
     cost_nano_usd: Option<i64>,
+    /// Where its output came from, if it shares.
+    cache: Option<String>,
 }
 
 impl Run {
     async fn all(db: &DatabaseConnection, filter: &str) -> Vec<Run> {
         let sql = format!(
-            "SELECT {} AS id, state, input, input_tokens, output_tokens, cost_nano_usd FROM runs {filter} ORDER BY 1",
+            "SELECT {} AS id, state, input, input_tokens, output_tokens, cost_nano_usd, cache \
+             FROM runs {filter} ORDER BY 1",
             text(db, "id")
         );
         Run::find_by_statement(Statement::from_string(db.get_database_backend(), sql)).all(db).await.unwrap()
+    }
+
+    /// Whether its output is another run's.
+    fn is_cached(&self) -> bool {
+        matches!(self.cache.as_deref(), Some("hit" | "joined"))
     }
 
     /// What the provider was asked.
@@ -258,12 +266,18 @@ impl Books {
         for request in requests {
             by_text.entry(request.user_text()).or_default().push(request);
         }
-        for (run, attempts) in &self.0 {
-            check_run(run, attempts);
-            let text = run.user_text();
+        // Runs with one text are those that share their calls.
+        let mut sharing: BTreeMap<String, Vec<&(Run, Vec<Attempt>)>> = BTreeMap::new();
+        for entry in &self.0 {
+            check_run(&entry.0, &entry.1);
+            sharing.entry(entry.0.user_text()).or_default().push(entry);
+        }
+        for (text, entries) in &sharing {
             let seen = by_text.remove(text.as_str()).unwrap_or_default();
-            let calls: Vec<_> = attempts.iter().filter(|attempt| attempt.provider == "scripted").collect();
-            check_calls(run, &calls, &seen, deaths);
+            let runs: Vec<_> = entries.iter().map(|(run, _)| run).collect();
+            let attempts = entries.iter().flat_map(|(_, attempts)| attempts);
+            let calls: Vec<_> = attempts.filter(|attempt| attempt.provider == "scripted").collect();
+            check_calls(&runs, &calls, &seen, deaths);
         }
         assert!(by_text.is_empty(), "calls of runs that the ledger does not have: {by_text:#?}");
     }
@@ -278,7 +292,11 @@ fn check_run(run: &Run, attempts: &[Attempt]) {
             attempt.input_tokens.zip(attempt.output_tokens).map(|(input, output)| 2_500 * input + 10_000 * output);
         assert_eq!(attempt.cost_nano_usd, cost, "{}", told());
     }
-    if run.state == "succeeded" {
+    if run.is_cached() {
+        let used = (run.input_tokens, run.output_tokens, run.cost_nano_usd);
+        assert_eq!((run.state.as_str(), used), ("succeeded", (Some(0), Some(0), Some(0))), "{}", told());
+        assert!(attempts.iter().all(|attempt| attempt.outcome != "succeeded"), "it had a result: {}", told());
+    } else if run.state == "succeeded" {
         let is_the_one = |attempt: &&Attempt| {
             attempt.outcome == "succeeded"
                 && attempt.input_tokens == run.input_tokens
@@ -289,9 +307,16 @@ fn check_run(run: &Run, attempts: &[Attempt]) {
     }
 }
 
-/// The run's attempts beside what the provider saw of them.
-fn check_calls(run: &Run, attempts: &[&Attempt], seen: &[&Recorded], deaths: Deaths) {
-    let told = || format!("{run:#?}\n{attempts:#?}\n{seen:#?}");
+/// The attempts of a run, or of all that share a text, beside what the provider saw of them.
+fn check_calls(runs: &[&Run], attempts: &[&Attempt], seen: &[&Recorded], deaths: Deaths) {
+    let told = || format!("{runs:#?}\n{attempts:#?}\n{seen:#?}");
+    if runs.iter().any(|run| run.is_cached()) {
+        assert!(
+            attempts.iter().any(|attempt| attempt.outcome == "succeeded"),
+            "a result came from nowhere: {}",
+            told()
+        );
+    }
     assert!(seen.len() <= attempts.len(), "a call is no attempt: {}", told());
     let complete = || seen.iter().filter(|request| request.end == Some(End::Sent));
     let mut answered: Vec<_> = complete().filter_map(|request| request.usage).collect();
@@ -306,7 +331,9 @@ fn check_calls(run: &Run, attempts: &[&Attempt], seen: &[&Recorded], deaths: Dea
         return;
     }
     assert_eq!(recorded, answered, "what was used is not what was recorded: {}", told());
-    if run.state == "succeeded" {
+    if let [run] = runs
+        && run.state == "succeeded"
+    {
         let first = complete().filter(|request| request.usage.is_some()).filter_map(|request| request.ended_at).min();
         let later = first.and_then(|first| seen.iter().find(|request| request.at > first));
         assert!(later.is_none(), "a result was there, and the model was called again: {}", told());

@@ -96,6 +96,7 @@ impl Engine {
             finished_at: now,
             queue_ms: now.since(row.job.created_at),
             attempt: None,
+            cache: None,
         };
         let settled = self.0.ledger.finish(&[(row.job, Arc::new(ending.clone()))]).await?;
         if !settled.contains(&Settled::Won) {

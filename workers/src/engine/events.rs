@@ -75,6 +75,12 @@ impl Events {
         self
     }
 
+    /// The last event of a run that has ended before anything else happened to it.
+    pub(super) fn end_with(mut self, ending: Box<Ending>) -> Self {
+        self.append(ending);
+        self
+    }
+
     /// The next event; `None` after the last one. Waits for as long as nothing happens. A call that is dropped loses nothing.
     pub async fn next(&mut self) -> Option<Logged> {
         if self.ended {
@@ -122,9 +128,13 @@ impl Events {
         }
         let Some(ending) = self.heard.take() else { return };
         if !self.found.iter().any(|logged| matches!(logged.event, Event::Ended(_))) {
-            let seq = self.found.back().map_or(self.read, |last| last.seq) + 1;
-            self.found.push_back(Logged { seq, event: Event::Ended(ending) });
+            self.append(ending);
         }
+    }
+
+    fn append(&mut self, ending: Box<Ending>) {
+        let seq = self.found.back().map_or(self.read, |last| last.seq) + 1;
+        self.found.push_back(Logged { seq, event: Event::Ended(ending) });
     }
 
     /// The ending, whatever else happens before it; `None` when it has been read already.

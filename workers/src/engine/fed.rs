@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream};
 
-use super::{Engine, SubmitError, admitted};
+use super::{Engine, Promise, SubmitError, admitted};
 use crate::{
     fail,
     job::{AccountId, Job, RunId, RunState},
@@ -32,6 +32,10 @@ impl Engine {
             max_bytes: inner.settings.max_bytes.div_ceil(2),
         };
         let (run, job) = (job.id, Arc::new(job));
+        if let Some(result) = self.look_up(&job).await {
+            self.answer(job, result, admission.rules, Promise::Committed).await?;
+            return Ok(());
+        }
         admitted(inner.queue.admit(&job, &admission).await?)?;
         fail::around("insert", inner.ledger.insert(job.clone())).await?;
         // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.

@@ -157,6 +157,7 @@ mod tests {
             finished_at: UnixMillis(0),
             queue_ms: 0,
             attempt: None,
+            cache: None,
         })
     }
 

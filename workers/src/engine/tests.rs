@@ -93,6 +93,7 @@ async fn execute(rig: &Rig, text: &[String]) {
         finished_at: UnixMillis::now(),
         queue_ms: 0,
         attempt: None,
+        cache: None,
     };
     rig.queue.stash(&ending).await.unwrap();
 }

@@ -29,6 +29,7 @@ impl RunRecord {
             failure: None,
             usage: Usage::default(),
             cost_nano_usd: None,
+            cache: None,
             requeued_from: None,
         }
     }
@@ -43,6 +44,7 @@ impl RunRecord {
             queue_ms: Some(ending.queue_ms),
             usage: ending.usage(),
             cost_nano_usd: ending.cost_nano_usd(),
+            cache: ending.cache,
             ..self
         };
         record.attempts.extend(ending.attempt.clone());

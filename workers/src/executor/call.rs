@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 use crate::{
     executor::{
-        Shared,
+        Shared, sharing,
         stop::{Stop, StopReason},
         streaming::{Collector, Writer},
     },
     fail,
     job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
-    ledger::LedgerError,
+    ledger::{CachedResult, LedgerError},
     providers::{Call, CallError, Completion, ErrorClass},
     queue::{Claim, Held, LostCall, Release, Work},
     retry::{Situation, Step, next_step},
@@ -39,7 +39,14 @@ pub enum Done {
 /// Executes a claim. Ends early, in the way its reason asks for, when `stop` says so.
 pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     match &claim.work {
-        Work::Call => call(shared, claim, stop).await,
+        Work::Call => match sharing::look_up(shared, claim).await {
+            Ok(Some(result)) => end_shared(shared, claim, result).await,
+            Ok(None) => call(shared, claim, stop).await,
+            Err(error) => {
+                tracing::debug!(run = %claim.job.id, %error, "a run is called without a look at the results of others");
+                call(shared, claim, stop).await
+            }
+        },
         _ => settle(shared, claim).await,
     }
 }
@@ -61,6 +68,14 @@ pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
     }
     match &claim.work {
         Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
+        Work::Answer => match sharing::look_up(shared, claim).await {
+            Ok(Some(result)) => end_shared(shared, claim, result).await,
+            Ok(None) => give_back(shared, claim, Release::Retry { after: Duration::ZERO, target: claim.target }).await,
+            Err(error) => {
+                tracing::warn!(run = %claim.job.id, %error, "a run that waits for another one's result is left to the next reaper");
+                Done::Gone
+            }
+        },
         Work::Expire(lost) => end(shared, claim, Outcome::Expired, lost_before(shared, claim, lost)).await,
         Work::Cancel(lost) => end(shared, claim, Outcome::Cancelled, lost_before(shared, claim, lost)).await,
         Work::Poison(lost) => {
@@ -242,10 +257,15 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
     }
 }
 
-/// Stashes an ending before anything else happens to it.
+/// Ends a run with the result of another one.
+async fn end_shared(shared: &Shared, claim: &Claim, result: CachedResult) -> Done {
+    stash(shared, claim, sharing::ending(claim, result, shared.queue.now())).await
+}
+
 async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Done {
     let began = attempt.as_ref().map_or(claim.started_at, |attempt| attempt.started_at.max(claim.started_at));
-    let ending = Box::new(Ending {
+    let cache = sharing::made(claim, &outcome);
+    let ending = Ending {
         v: WIRE_VERSION,
         run: claim.job.id,
         fence: claim.fence,
@@ -255,7 +275,14 @@ async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<A
         finished_at: shared.queue.now().max(began),
         queue_ms: claim.queue_ms,
         attempt,
-    });
+        cache,
+    };
+    stash(shared, claim, ending).await
+}
+
+/// Stashes an ending before anything else happens to it.
+async fn stash(shared: &Shared, claim: &Claim, ending: Ending) -> Done {
+    let ending = Box::new(ending);
     match fail::around("stash", shared.queue.stash(&ending)).await {
         // A queue that forgot the run, or is away, cannot say who owns it; the ledger's fence decides.
         Ok(Held::Done | Held::Unknown) => Done::Record(ending),

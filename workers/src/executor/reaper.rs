@@ -3,6 +3,7 @@
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use actix::prelude::*;
+use tokio::time::timeout;
 
 use crate::{
     executor::{
@@ -12,6 +13,7 @@ use crate::{
         recorder::{self, Recorder},
     },
     fail,
+    queue::Work,
 };
 
 /// How often the queue is asked, on average; each worker jitters by half of it.
@@ -19,7 +21,7 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// Runs that are taken over at a time.
 const BATCH: usize = 64;
 
-/// How often idempotency keys are dropped whose time is over.
+/// How often idempotency keys and results are dropped whose time is over.
 const PRUNE: Duration = Duration::from_secs(300);
 
 pub struct Reaper {
@@ -34,12 +36,15 @@ impl Reaper {
         Self { shared, recorder, _on_duty: on_duty }
     }
 
-    fn schedule(ctx: &mut Context<Self>) {
-        let jitter = rand::random_range(0.5..1.5);
-        ctx.run_later(PERIOD.mul_f64(jitter), |act, ctx| {
-            let reap = reap(act.shared.clone(), act.recorder.clone());
-            ctx.spawn(reap.into_actor(act).map(|(), _, ctx| Self::schedule(ctx)));
-        });
+    fn schedule(&self, ctx: &mut Context<Self>) {
+        let period = PERIOD.mul_f64(rand::random_range(0.5..1.5));
+        let (shared, recorder) = (self.shared.clone(), self.recorder.clone());
+        let turn = async move {
+            // Runs that wait for the result of another one are not made to wait any longer.
+            let _ = timeout(period, shared.answerable.notified()).await;
+            reap(shared, recorder).await;
+        };
+        ctx.spawn(turn.into_actor(self).map(|(), act, ctx| act.schedule(ctx)));
     }
 }
 
@@ -47,20 +52,20 @@ impl Actor for Reaper {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        Self::schedule(ctx);
+        self.schedule(ctx);
         ctx.run_interval(PRUNE, |act, ctx| {
             ctx.spawn(prune(act.shared.clone()).into_actor(act));
         });
     }
 }
 
-/// Drops old idempotency keys, some at a time.
+/// Drops old idempotency keys and results, some at a time.
 async fn prune(shared: Arc<Shared>) {
     loop {
-        match shared.ledger.prune_keys(shared.queue.now()).await {
+        match shared.ledger.prune(shared.queue.now()).await {
             Ok(0) => return,
             Ok(_) => {}
-            Err(error) => return tracing::debug!(%error, "old idempotency keys stay for now"),
+            Err(error) => return tracing::debug!(%error, "old idempotency keys and results stay for now"),
         }
     }
 }
@@ -83,7 +88,9 @@ async fn reap(shared: Arc<Shared>, recorder: Addr<Recorder>) {
         }
         fail::point("reap.after").await;
         for claim in claims {
-            tracing::info!(run = %claim.job.id, work = claim.work.name(), "a run was taken over");
+            if claim.work != Work::Answer {
+                tracing::info!(run = %claim.job.id, work = claim.work.name(), "a run was taken over");
+            }
             if let Done::Record(ending) = call::settle(&shared, &claim).await {
                 recorder::hand_over(&shared, &recorder, (claim.job, ending), None).await;
             }

@@ -151,6 +151,9 @@ async fn write(shared: Arc<Shared>, pool: Addr<Pool>, batch: Vec<Record>) {
         // The leases run out, and whoever takes them over finds that the ledger has the endings.
         tracing::warn!(%error, "the queue did not hear that runs are recorded");
     }
+    if batch.iter().any(|record| record.job.caching.is_some()) {
+        shared.answerable.notify_one();
+    }
     // A pool that is gone keeps no leases.
     let _ = pool.send(Finished { runs }).await;
 }

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fence, RunId, RunState, UnixMillis, Usage, WorkerId};
+use super::{CacheUse, Fence, RunId, RunState, UnixMillis, Usage, WorkerId};
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,15 +67,30 @@ pub struct Ending {
     pub queue_ms: u64,
     /// The call that ended the run; earlier ones were recorded as they ended. `None` when there was none.
     pub attempt: Option<Attempt>,
+    /// Where the output came from; `None` when the run has none, or does not share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheUse>,
 }
 
 impl Ending {
+    /// What the run used: nothing, when its result is another run's.
     pub fn usage(&self) -> Usage {
+        if self.is_cached() {
+            return Usage { input_tokens: Some(0), output_tokens: Some(0) };
+        }
         self.attempt.as_ref().map(|attempt| attempt.usage).unwrap_or_default()
     }
 
     pub fn cost_nano_usd(&self) -> Option<i64> {
+        if self.is_cached() {
+            return Some(0);
+        }
         self.attempt.as_ref().and_then(|attempt| attempt.cost_nano_usd)
+    }
+
+    /// Whether the result is another run's.
+    pub fn is_cached(&self) -> bool {
+        self.cache.is_some_and(CacheUse::is_cached)
     }
 }
 

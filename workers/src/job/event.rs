@@ -89,6 +89,7 @@ mod tests {
             finished_at: UnixMillis(1),
             queue_ms: 0,
             attempt: None,
+            cache: None,
         };
         for event in [
             Event::Queued,

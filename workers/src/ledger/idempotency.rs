@@ -7,18 +7,16 @@ use std::{collections::BTreeMap, time::Duration};
 
 use sea_orm::{
     ActiveValue::Set,
-    ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, QueryFilter, QueryTrait,
+    ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryTrait,
     entity::prelude::*,
     sea_query::{OnConflict, Query},
 };
 
-use super::{LedgerError, store::Store};
+use super::{LedgerError, prune, store::Store};
 use crate::job::{AccountId, Job, RunId, UnixMillis};
 
 /// How long a key stands for its run.
 pub const KEY_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// Keys that are dropped by one statement, so that it holds nobody up.
-const PRUNED_AT_ONCE: u64 = 1_000;
 
 /// A caller's name for one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,20 +100,8 @@ pub(super) async fn take(
 }
 
 /// Drops keys that stand for nothing any more; returns how many.
-pub(super) async fn prune(store: &Store, now: UnixMillis) -> Result<u64, LedgerError> {
-    let old = Query::select()
-        .columns([Column::Account, Column::Key])
-        .from(Entity)
-        .and_where(ExprTrait::lte(Expr::col(Column::CreatedAt), oldest(now)))
-        .limit(PRUNED_AT_ONCE)
-        .take();
-    let prune = async || {
-        let _turn = store.turn().await;
-        let columns = Expr::tuple([Expr::col(Column::Account), Expr::col(Column::Key)]);
-        let delete = Entity::delete_many().filter(columns.in_subquery(old.clone()));
-        Ok(delete.exec(store.db()).await?.rows_affected)
-    };
-    Ok(store.answered(prune).await?)
+pub(super) async fn drop_old(store: &Store, now: UnixMillis) -> Result<u64, LedgerError> {
+    prune::<Entity>(store, [Column::Account, Column::Key], Column::CreatedAt.lte(oldest(now))).await
 }
 
 fn known(row: &Model, key: &IdempotencyKey) -> KnownRun {

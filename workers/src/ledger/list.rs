@@ -97,4 +97,5 @@ const SHOWN: &[&str] = &[
     "output_tokens",
     "cost_nano_usd",
     "requeued_from",
+    "cache",
 ];

@@ -5,7 +5,8 @@ use serde::Serialize;
 
 use super::{LedgerError, RunRecord, signed, storable, unreadable};
 use crate::job::{
-    AccountId, Attempt, Ending, Failure, Fence, Job, Outcome, RunId, RunState, UnixMillis, Usage, WIRE_VERSION,
+    AccountId, Attempt, CacheUse, Ending, Failure, Fence, Job, Outcome, RunId, RunState, UnixMillis, Usage,
+    WIRE_VERSION,
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -43,6 +44,7 @@ pub struct Model {
     pub output_tokens: Option<i64>,
     pub cost_nano_usd: Option<i64>,
     pub requeued_from: Option<Uuid>,
+    pub cache: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, EnumIter, DeriveRelation)]
@@ -52,7 +54,7 @@ impl ActiveModelBehavior for ActiveModel {}
 
 /// The columns that an ending takes over from its own row when the run's row is there already. The others were written with the
 /// run and stay; `started_at` and `attempt_count` are merged.
-pub(super) const ENDING_COLUMNS: [Column; 17] = [
+pub(super) const ENDING_COLUMNS: [Column; 18] = [
     Column::State,
     Column::Model,
     Column::Provider,
@@ -70,6 +72,7 @@ pub(super) const ENDING_COLUMNS: [Column; 17] = [
     Column::InputTokens,
     Column::OutputTokens,
     Column::CostNanoUsd,
+    Column::Cache,
 ];
 
 /// Whether the texts of a run are written, or left out because the database refused them.
@@ -123,6 +126,7 @@ pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> ActiveModel {
         input_tokens: Set(usage.input_tokens.map(signed)),
         output_tokens: Set(usage.output_tokens.map(signed)),
         cost_nano_usd: Set(ending.cost_nano_usd()),
+        cache: Set(ending.cache.map(|cache| cache.as_str().to_owned())),
         ..accepted(job, ending.outcome.state(), &ending.model)
     }
 }
@@ -187,11 +191,12 @@ pub(super) struct Row {
     output_tokens: Option<i64>,
     cost_nano_usd: Option<i64>,
     requeued_from: Option<Uuid>,
+    cache: Option<String>,
 }
 
 impl Row {
     pub fn into_record(self, attempts: Vec<Attempt>) -> Result<RunRecord, LedgerError> {
-        let state = self.state()?;
+        let (state, cache) = (self.state()?, self.cache()?);
         Ok(RunRecord {
             id: RunId(self.id),
             account: AccountId(self.account),
@@ -213,6 +218,7 @@ impl Row {
             },
             cost_nano_usd: self.cost_nano_usd,
             requeued_from: self.requeued_from.map(RunId),
+            cache,
             prompt_name: self.prompt_name,
             model: self.model,
             output: self.output,
@@ -222,6 +228,7 @@ impl Row {
 
     /// The ending of a run that has one; `last` is its last attempt.
     pub fn into_ending(self, last: Option<Attempt>) -> Result<Ending, LedgerError> {
+        let cache = self.cache()?;
         let outcome = match (self.state()?, self.output) {
             (RunState::Succeeded, Some(output)) => Outcome::Succeeded { output, finish_reason: self.finish_reason },
             (RunState::Succeeded, None) => Outcome::Failed(output_not_kept()),
@@ -243,7 +250,12 @@ impl Row {
             finished_at: UnixMillis(finished_at),
             queue_ms: self.queue_ms.map(super::unsigned).unwrap_or_default(),
             attempt: last,
+            cache,
         })
+    }
+
+    fn cache(&self) -> Result<Option<CacheUse>, LedgerError> {
+        self.cache.as_deref().map(|cache| cache.parse().map_err(|()| unreadable(self.id, "cache"))).transpose()
     }
 
     fn state(&self) -> Result<RunState, LedgerError> {

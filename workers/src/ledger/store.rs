@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::{
     Accepted, Entered, Fault, LedgerStats, Settled,
     attempts::{self, CALL_COLUMNS},
-    idempotency, outbox,
+    idempotency, outbox, results,
     runs::{self, ENDING_COLUMNS, Texts},
 };
 use crate::job::{Attempt, AttemptOutcome, Ending, Fence, Job, RunId};
@@ -131,11 +131,13 @@ impl Store {
     async fn settle_once(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Result<Vec<Settled>, DbErr> {
         let calls = batch.iter().filter_map(|(job, ending)| Some((job.id, ending.attempt.as_ref()?)));
         let mut settled = vec![Settled::AlreadyEnded; batch.len()];
+        let mut kept = Vec::new();
         let _turn = self.turn().await;
         let transaction = self.begin().await?;
         self.write_attempts(&transaction, calls, texts).await?;
-        for round in rounds(batch) {
-            for entries in statements(&round) {
+        let rounds = rounds(batch);
+        for round in &rounds {
+            for entries in statements(round) {
                 let won = self.write_endings(&transaction, entries, texts).await?;
                 let told = entries.iter().filter(|(_, job, _)| won.contains(&job.id.0));
                 outbox::enter(&transaction, told.map(|(_, job, ending)| (*job, *ending))).await?;
@@ -146,8 +148,13 @@ impl Store {
                         *settled = Settled::Won;
                     }
                 }
+                if texts == Texts::Kept {
+                    kept.extend(entries.iter().filter(|(_, job, _)| won.contains(&job.id.0)));
+                }
             }
         }
+        // After all runs: whoever locks a result has locked its runs before.
+        results::keep(&transaction, kept.into_iter().map(|&(_, job, ending)| (job, ending))).await?;
         transaction.commit().await?;
         Ok(settled)
     }

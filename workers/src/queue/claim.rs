@@ -82,6 +82,9 @@ pub enum Work {
     Cancel(Option<LostCall>),
     /// Its ending was stashed: write that to the ledger, and make no call.
     Record(Box<Ending>),
+    /// It waited behind a run that would have been the same call, and that one's result is in the ledger: end it with that. Should the result be
+    /// gone, release it, for a call of its own.
+    Answer,
     /// A worker lost it in a call: record the lost attempt, then release it.
     Lost(LostCall),
     /// As `Lost`, and it was lost too often: end it as failed with `poison`.
@@ -96,6 +99,7 @@ impl Work {
             Work::Expire(_) => "expire",
             Work::Cancel(_) => "cancel",
             Work::Record(_) => "record",
+            Work::Answer => "answer",
             Work::Lost(_) => "lost",
             Work::Poison(_) => "poison",
         }

@@ -11,6 +11,7 @@ mod admission;
 mod claim;
 mod clock;
 mod doors;
+mod flights;
 mod lanes;
 mod leases;
 mod letting_go;

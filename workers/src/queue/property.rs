@@ -5,6 +5,7 @@
 
 mod driver;
 mod entering;
+mod flights;
 mod owning;
 mod step;
 mod world;
@@ -59,8 +60,8 @@ impl<D: Driver> World<D> {
     fn apply(&mut self, step: Step) {
         self.steps += 1;
         match step {
-            Step::Submit { account, lane, scope, tokens, seconds, waited_for } => {
-                let job = self.job(account, Lane::ALL[lane], scope, tokens, seconds);
+            Step::Submit { account, lane, scope, tokens, seconds, flight, waited_for } => {
+                let job = self.job(account, Lane::ALL[lane], scope, tokens, seconds, flight);
                 self.submit(job, waited_for);
             }
             Step::Repeat { run, waited_for } => {
@@ -146,7 +147,7 @@ impl<D: Driver> World<D> {
         self.check(usize::MAX);
         self.pass(LATER);
         assert_eq!(self.queue.left_over(), Vec::<String>::new());
-        let job = self.job(0, Lane::Batch, 0, 1, 60);
+        let job = self.job(0, Lane::Batch, 0, 1, 60, None);
         let submission = Submission { job: Arc::clone(&job), reply_to: None };
         self.queue.enqueue(submission, None);
         let claims = self.queue.claim(self.workers[0], 1, &limits()).claims;

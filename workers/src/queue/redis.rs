@@ -19,6 +19,10 @@
 //! `requests:<scope>` and `calls:<rule>:<subject>` are the moments of the last minute's requests, `tokens:<scope>` and `amounts:<scope>` its tokens.
 //! `paused:<scope>` and `paused` hold a scope, or everything, back.
 //!
+//! `flight:<digest>` is the run that leads those which would be the same call, `behind:<digest>` the list of those that wait behind it. They are
+//! delayed; the field `behind` of their hash says why. When their delay is over, they look whether their leader is still there. Both keys have
+//! a time to live, should nobody clear them away.
+//!
 //! `events:<id>` is the log of a run's events, a list: its n-th element is event n. It outlives the run by its own time to live.
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
@@ -231,6 +235,7 @@ impl Queue for RedisQueue {
             .arg(wire::optional(ending.usage().total()))
             .arg(millis(self.lease))
             .arg(millis(TOMBSTONE))
+            .arg(ending.outcome.state().as_str())
             .arg(ending.encode());
         wire::held(&self.run::<String>(step).await?)
     }

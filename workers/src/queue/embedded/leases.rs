@@ -77,6 +77,17 @@ impl Leases {
         run.place = Place::Leased(Box::new(lease));
     }
 
+    /// Leaves a run that is in no list to the next reaper, to be ended with the result of another run.
+    pub(super) fn leave_answered(&mut self, run: &mut Run, now: Now) {
+        self.grant(run, None, Task::Answer, now.at, now);
+        if let Place::Leased(lease) = &mut run.place {
+            self.by_expiry.remove(&(lease.expires, run.job.id));
+            self.by_expiry.insert((now.at, run.job.id));
+            lease.expires = now.at;
+            lease.queue_ms = lease.taken_at.since(run.job.created_at);
+        }
+    }
+
     /// Moves the end of a lease, and returns where it was.
     pub(super) fn renew(&mut self, run: RunId, lease: &mut Lease, expires: Instant) -> Instant {
         self.by_expiry.remove(&(lease.expires, run));
@@ -110,7 +121,7 @@ impl Leases {
             // A reaper was lost before it had dealt with it.
             Task::Lost(call) => Some(call.clone()),
             Task::Expire(lost) | Task::Cancel(lost) => lost.clone(),
-            Task::Record => None,
+            Task::Record | Task::Answer => None,
         };
         let task = match (&lease.ending, &lease.asked, lost) {
             (Some(_), _, _) => Task::Record,

@@ -21,6 +21,7 @@ impl State {
             scope.free(id, lease.expires);
         }
         self.changes += 1;
+        let answering = matches!(lease.task, Task::Answer);
         let limited = matches!((&how, &lease.task), (Release::Limited { .. }, Task::Call));
         let uncounted = how == Release::HandBack && matches!(lease.task, Task::Call);
         let unfinished = how == Release::HandBack && !matches!(lease.task, Task::Call | Task::Expire(_));
@@ -32,7 +33,7 @@ impl State {
         }
         self.leases.drop(id, lease);
         run.place = Place::Nowhere;
-        if let Some(log) = run.log.as_mut().filter(|log| how != Release::HandBack || log.streamed()) {
+        if let Some(log) = run.log.as_mut().filter(|log| !answering && (how != Release::HandBack || log.streamed())) {
             log.retrying(id, &mut self.outbox);
         }
         match how {

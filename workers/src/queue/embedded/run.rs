@@ -62,6 +62,8 @@ pub(super) struct Run {
     pub(super) target: usize,
     /// When a worker first took it for a call.
     pub(super) started_at: Option<UnixMillis>,
+    /// It waits behind another run, which would be the same call.
+    pub(super) behind: bool,
     /// What happened to it, if anybody is to be told.
     pub(super) log: Option<Box<Log>>,
     pub(super) place: Place,
@@ -113,6 +115,8 @@ pub(super) enum Task {
     Expire(Option<LostCall>),
     Cancel(Option<LostCall>),
     Record,
+    /// End it with the result of another run.
+    Answer,
     /// Deal with a call whose worker was lost.
     Lost(LostCall),
 }
@@ -165,6 +169,7 @@ impl Run {
             Task::Expire(lost) => (self.next_attempt(), Work::Expire(lost.clone())),
             Task::Cancel(lost) => (self.next_attempt(), Work::Cancel(lost.clone())),
             Task::Record => (self.attempts.max(1), Work::Record(lease.ending.clone()?)),
+            Task::Answer => (self.next_attempt(), Work::Answer),
             Task::Lost(call) if self.losses > MAX_LOSSES => (self.next_attempt(), Work::Poison(call.clone())),
             Task::Lost(call) => (self.next_attempt(), Work::Lost(call.clone())),
         };
@@ -187,6 +192,11 @@ impl Run {
             log.note(self.job.id, Event::Ended(Box::new(ending.clone())), outbox);
         }
         self.reply_to.filter(|&front_door| self.log.as_ref().is_none_or(|log| !log.follows(front_door)))
+    }
+
+    /// The name of those that would be the same call.
+    pub(super) fn flight(&self) -> Option<&str> {
+        self.job.caching.as_ref().map(|caching| caching.digest.as_str())
     }
 
     pub(super) fn id(&self) -> RunId {

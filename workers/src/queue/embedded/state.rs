@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     admission::Rates,
+    flights::Flights,
     lanes::Lanes,
     leases::{Leases, Tombstones},
     limits::Scope,
@@ -41,6 +42,7 @@ pub(super) struct State {
     pub(super) outbox: Outbox,
     pub(super) memory: Memory,
     rates: Rates,
+    pub(super) flights: Flights,
     pub(super) tombstones: Tombstones,
     /// Grows with every change that may let a worker claim something.
     pub(super) changes: u64,
@@ -71,6 +73,7 @@ impl State {
             logs: KeptLogs::default(),
             outbox: Outbox::new(),
             rates: Rates::default(),
+            flights: Flights::default(),
             tombstones: Tombstones::default(),
             memory: Memory::default(),
             changes: 0,
@@ -218,11 +221,13 @@ impl State {
             if let Some(scope) = self.scopes.get_mut(run.scope()) {
                 scope.free(id, expires);
             }
-            if let Some(log) = self.runs.remove(&id).and_then(|run| run.log) {
-                self.logs.keep(id, *log, now);
-            }
             self.tombstones.add(id, now);
             self.changes += 1;
+            let Some(run) = self.runs.remove(&id) else { continue };
+            self.land(&run, now);
+            if let Some(log) = run.log {
+                self.logs.keep(id, *log, now);
+            }
         }
     }
 
@@ -330,10 +335,17 @@ impl State {
             losses: 0,
             target: 0,
             started_at: None,
+            behind: false,
             log,
             place: Place::Nowhere,
         };
-        self.waiting.enter(&mut run, now.at, End::Back);
+        if self.waits_behind(&run) {
+            // Whoever finishes the other one ends the delay, or a reaper at the deadline.
+            self.waiting.delay(&mut run, far(now.at, Duration::MAX));
+            run.behind = true;
+        } else {
+            self.waiting.enter(&mut run, now.at, End::Back);
+        }
         self.runs.insert(run.id(), run);
         self.changes += 1;
     }
@@ -342,5 +354,6 @@ impl State {
     pub(super) fn check(&self) {
         self.waiting.check(self.runs.values());
         self.leases.check(self.runs.values());
+        self.check_flights();
     }
 }

@@ -81,6 +81,7 @@ impl Waiting {
         self.deadlines.remove(&(run.deadline, run.id()));
         self.bytes -= run.bytes;
         run.place = Place::Nowhere;
+        run.behind = false;
         since
     }
 

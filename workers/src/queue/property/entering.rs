@@ -48,12 +48,15 @@ impl<D: Driver> World<D> {
             losses: 0,
             endings: 0,
             called: None,
+            behind: false,
             last_fence: Fence::default(),
             addressed: waited_for,
             tombstone: None,
             job,
         };
-        self.runs.insert(known.job.id, known);
+        let id = known.job.id;
+        self.runs.insert(id, known);
+        self.come_in(id);
     }
 
     /// A run that is known stays as it is, and at most learns who waits. One that was forgotten is a new one.
@@ -73,6 +76,8 @@ impl<D: Driver> World<D> {
             Life::Forgotten if !is_buried => {
                 (known.attempts, known.limited) = (0, 0);
                 known.life = Life::Waiting { asked: None, taken: false };
+                known.addressed |= waited_for;
+                return self.come_in(id);
             }
             Life::Forgotten | Life::Finished => return,
             Life::Ended { outcome, .. } if waited_for && !known.addressed => {
@@ -96,6 +101,7 @@ impl<D: Driver> World<D> {
             }
         }
         self.admitted.clear();
+        self.flights.clear();
         if !D::WAYS.workers_outlive_memory {
             self.ghosts.clear();
             self.calls.clear();
@@ -132,6 +138,7 @@ impl<D: Driver> World<D> {
             let known = self.runs.get_mut(&id).unwrap();
             assert_eq!(known.life, Life::Forgotten);
             known.life = Life::Waiting { asked: None, taken: false };
+            self.come_in(id);
         }
     }
 

@@ -38,6 +38,7 @@ impl<D: Driver> World<D> {
         let work = match (&claim.work, &asked) {
             (Work::Call, None) => {
                 assert!(known.deadline > now, "it has expired");
+                assert!(!known.behind, "it waits behind another run");
                 known.attempts += 1;
                 assert_eq!(claim.attempt, known.attempts);
                 known.called = Some((self.workers[worker], fence));
@@ -102,11 +103,15 @@ impl<D: Driver> World<D> {
             }
             (Life::Owned { expires, work, asked: None, .. }, Work::Lost(lost) | Work::Poison(lost)) => {
                 assert!(expires <= now);
-                assert_ne!(work, Kind::Other);
+                assert!(matches!(work, Kind::Call | Kind::Lost));
                 known.losses += u32::from(work == Kind::Call);
                 assert_eq!((Some((lost.worker, lost.fence)), lost.attempt), (known.called, known.attempts));
                 assert_eq!(matches!(claim.work, Work::Poison(_)), known.losses > MAX_LOSSES);
                 owned(Kind::Lost, None)
+            }
+            (Life::Owned { expires, work: Kind::Answer, asked: None, .. }, Work::Answer) => {
+                assert!(expires <= now);
+                owned(Kind::Answer, None)
             }
             (Life::Ended { expires, outcome, .. }, Work::Record(ending)) => {
                 assert!(expires <= now);
@@ -166,7 +171,12 @@ impl<D: Driver> World<D> {
     pub fn stash(&mut self, right: Right, tokens: Option<u64>) {
         let Right { worker, run: id, fence } = right;
         let failure = Failure { code: format!("{}", fence.0), message: String::new(), retryable: false };
-        let outcome = Outcome::Failed(failure);
+        let outcome = match tokens {
+            Some(tokens) if tokens.is_multiple_of(2) => {
+                Outcome::Succeeded { output: format!("{}", fence.0), finish_reason: None }
+            }
+            _ => Outcome::Failed(failure),
+        };
         let mut ending = ending(right, outcome.clone(), wall(self.now));
         ending.attempt = tokens.map(|tokens| attempt(right, self.workers[worker], tokens));
         let held = self.queue.stash(&ending);
@@ -208,9 +218,10 @@ impl<D: Driver> World<D> {
         self.queue.finish(right.run, right.fence);
         let is_buried = self.is_buried(&self.runs[&right.run]);
         let known = self.runs.get_mut(&right.run).unwrap();
-        match known.life {
-            Life::Owned { fence: Some(mine), .. } if mine == right.fence => known.endings += 1,
-            Life::Ended { fence, .. } if fence == right.fence => {}
+        let mut outcome = None;
+        match &known.life {
+            Life::Owned { fence: Some(mine), .. } if *mine == right.fence => known.endings += 1,
+            Life::Ended { fence, outcome: how, .. } if *fence == right.fence => outcome = Some(how.clone()),
             Life::Forgotten | Life::Finished if is_buried => {
                 known.life = Life::Finished;
                 return;
@@ -220,6 +231,7 @@ impl<D: Driver> World<D> {
         }
         known.life = Life::Finished;
         known.tombstone = Some(self.now);
+        self.land(right.run, outcome.as_ref());
     }
 
     pub fn release(&mut self, right: Right, how: Release) {
@@ -238,10 +250,12 @@ impl<D: Driver> World<D> {
         let Life::Owned { fence, expires, work, asked } = &mut known.life else { return };
         if undone && D::WAYS.work_handed_back_is_kept {
             *expires = now;
-        } else if (undone && *work == Kind::Lost) || (asked.is_some() && !D::WAYS.asked_runs_wait) {
+        } else if (undone && matches!(work, Kind::Lost | Kind::Answer)) || (asked.is_some() && !D::WAYS.asked_runs_wait)
+        {
             (*fence, *expires) = (None, now);
         } else {
             known.life = Life::Waiting { asked: asked.take(), taken: true };
+            known.behind = false;
             match how {
                 Release::HandBack => known.attempts -= i32::from(call),
                 Release::Retry { target, .. } => known.target = target,
@@ -265,6 +279,7 @@ fn ending(right: Right, outcome: Outcome, now: UnixMillis) -> Ending {
         finished_at: now,
         queue_ms: 0,
         attempt: None,
+        cache: None,
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) enum Step {
         scope: usize,
         tokens: u64,
         seconds: u64,
+        /// Which of the calls it is, that others may be too.
+        flight: Option<usize>,
         /// Somebody waits for the ending.
         waited_for: bool,
     },
@@ -88,10 +90,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(60_000),
     ];
     let seconds = prop_oneof![3 => 1..180_u64, 1 => 180..900_u64];
-    let submit = (0..3_usize, 0..3_usize, 0..2_usize, 0..6_u64, seconds, any::<bool>());
+    let flight = proptest::option::weighted(0.6, 0..2_usize);
+    let submit = (0..3_usize, 0..3_usize, 0..2_usize, 0..6_u64, seconds, flight, any::<bool>());
     prop_oneof![
-        12 => submit.prop_map(|(account, lane, scope, tokens, seconds, waited_for)| {
-            Step::Submit { account, lane, scope, tokens, seconds, waited_for }
+        12 => submit.prop_map(|(account, lane, scope, tokens, seconds, flight, waited_for)| {
+            Step::Submit { account, lane, scope, tokens, seconds, flight, waited_for }
         }),
         2 => (index.clone(), any::<bool>()).prop_map(|(run, waited_for)| Step::Repeat { run, waited_for }),
         2 => Just(Step::Reconcile),

@@ -1,7 +1,7 @@
 //! What somebody outside the queue can know of it, and what must hold then.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::driver::{Driver, wall};
 use crate::{
     job::{
-        AccountId, Fence, FrontDoorId, Job, Lane, ModelRequest, Outcome, PromptId, RunId, Target, WIRE_VERSION,
-        WorkerId,
+        AccountId, Caching, Fence, FrontDoorId, Job, Lane, ModelRequest, Outcome, PromptId, RunId, Target,
+        WIRE_VERSION, WorkerId,
     },
     queue::{LEASE, ScopeLimits},
 };
@@ -63,6 +63,7 @@ pub(super) enum Life {
 pub(super) enum Kind {
     Call,
     Lost,
+    Answer,
     Other,
 }
 
@@ -80,6 +81,8 @@ pub(super) struct Known {
     /// Who made the last call, and under which fence.
     pub called: Option<(WorkerId, Fence)>,
     pub last_fence: Fence,
+    /// It waits behind another run.
+    pub behind: bool,
     /// The queue knows who waits for the ending.
     pub addressed: bool,
     /// Since when the queue knows that it has ended.
@@ -113,6 +116,8 @@ pub(super) struct World<D> {
     pub runs: BTreeMap<RunId, Known>,
     pub order: Vec<RunId>,
     pub rights: Vec<Right>,
+    /// By their digest: who leads, and who came behind.
+    pub flights: HashMap<String, (RunId, VecDeque<RunId>)>,
     pub calls: Vec<Call>,
     /// When runs were admitted, and for whom.
     pub admitted: Vec<(AccountId, u64)>,
@@ -142,6 +147,7 @@ impl<D: Driver> World<D> {
             runs: BTreeMap::new(),
             order: Vec::new(),
             rights: Vec::new(),
+            flights: HashMap::new(),
             calls: Vec::new(),
             admitted: Vec::new(),
             ghosts: Vec::new(),
@@ -236,7 +242,15 @@ impl<D: Driver> World<D> {
         }
     }
 
-    pub fn job(&mut self, account: usize, lane: Lane, scope: usize, tokens: u64, seconds: u64) -> Arc<Job> {
+    pub fn job(
+        &mut self,
+        account: usize,
+        lane: Lane,
+        scope: usize,
+        tokens: u64,
+        seconds: u64,
+        flight: Option<usize>,
+    ) -> Arc<Job> {
         let target = |scope: usize| Target {
             model: SCOPES[scope].into(),
             provider: SCOPES[scope].into(),
@@ -264,6 +278,7 @@ impl<D: Driver> World<D> {
             tokens,
             repeat_streamed: false,
             webhook_url: None,
+            caching: flight.map(|flight| Caching { digest: format!("f{flight}"), ttl_ms: 60_000 }),
         })
     }
 

@@ -33,14 +33,24 @@ macro_rules! script {
 }
 
 script!(ADMIT, "", "rates.lua", "admission.lua", "admit.lua");
-script!(ENQUEUE, "", "log.lua", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
-script!(RESTORE, "", "put.lua", "restore.lua");
-script!(CLAIM, " flags=allow-oom", "log.lua", "rates.lua", "tokens.lua", "loss.lua", "claim.lua");
+script!(ENQUEUE, "", "log.lua", "flight.lua", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
+script!(RESTORE, "", "flight.lua", "put.lua", "restore.lua");
+script!(
+    CLAIM,
+    " flags=allow-oom",
+    "flight.lua",
+    "promote.lua",
+    "log.lua",
+    "rates.lua",
+    "tokens.lua",
+    "loss.lua",
+    "claim.lua"
+);
 script!(HEARTBEAT, " flags=allow-oom", "heartbeat.lua");
 script!(STASH, " flags=allow-oom", "log.lua", "tokens.lua", "stash.lua");
-script!(FINISH, " flags=allow-oom", "finish.lua");
+script!(FINISH, " flags=allow-oom", "flight.lua", "finish.lua");
 script!(RELEASE, " flags=allow-oom", "log.lua", "release.lua");
-script!(REAP, " flags=allow-oom", "log.lua", "reap.lua");
+script!(REAP, " flags=allow-oom", "flight.lua", "promote.lua", "log.lua", "reap.lua");
 script!(CANCEL, " flags=allow-oom", "cancel.lua");
 script!(END_WAITING, " flags=allow-oom", "log.lua", "end_waiting.lua");
 script!(APPEND, "", "log.lua", "append.lua");

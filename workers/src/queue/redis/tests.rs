@@ -60,6 +60,7 @@ fn ending(claim: &Claim, worker: WorkerId) -> Ending {
             usage: Usage { input_tokens: Some(1), output_tokens: Some(1) },
             cost_nano_usd: None,
         }),
+        cache: None,
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) fn put(
         .arg(attempts)
         .arg(limited)
         .arg(fence.0)
+        .arg(job.caching.as_ref().map(|caching| caching.digest.as_str()).unwrap_or_default())
         .arg(if job.stream { "1" } else { "" })
         .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
         .arg(bytes)
@@ -144,6 +145,7 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
     let Ok(job) = Job::decode(&job) else { return Ok(Read::Foreign { run, fence }) };
     let work = match work.as_slice() {
         b"call" => Work::Call,
+        b"answer" => Work::Answer,
         b"expire" => Work::Expire(lost_before(&lost)?),
         b"cancel" => Work::Cancel(lost_before(&lost)?),
         b"lost" => Work::Lost(lost_call(&lost)?),

@@ -85,23 +85,6 @@ local function make_ready(id, lane, scope, account, since, in_front)
   redis.call('ZADD', key('waiting', lane), since, id)
 end
 
--- Makes delayed runs ready whose moment has come; returns the set of their scopes. They go in front of their account's other
--- runs, which came after them.
-local function promote()
-  local scopes = {}
-  local due = redis.call('ZRANGEBYSCORE', key('delay'), '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
-  for i = 1, #due, 2 do
-    local id = due[i]
-    redis.call('ZREM', key('delay'), id)
-    local state, lane, scope, account = read(id, 'state', 'lane', 'scope', 'account')
-    if state == 'delayed' then
-      make_ready(id, lane, scope, account, tonumber(due[i + 1]), true)
-      scopes[scope] = true
-    end
-  end
-  return scopes
-end
-
 -- Sends an ending to the front door that waits, if one does. The stream of a front door that is gone ends with its time to live.
 local function reply(front_door, ending)
   if front_door then

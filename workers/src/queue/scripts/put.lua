@@ -1,15 +1,15 @@
 -- How a run comes into the queue: by enqueue and by restore.
 
 -- The arguments of one run from ARGV[at] on: id, account, lane, scope of the first target, scopes of all targets as JSON (empty
--- when there is one), deadline, tokens, attempts so far, how many of them were limited, the last fence (0: none), '1' when its events are
--- logged from the start, reply address (or empty), job.
-local PUT_ARGS = 13
+-- when there is one), deadline, tokens, attempts so far, how many of them were limited, the last fence (0: none), the digest of
+-- its flight (or empty), '1' when its events are logged from the start, reply address (or empty), job.
+local PUT_ARGS = 14
 
 -- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission.
 local function put(at, began)
   local id, account, lane, scope = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local scopes, deadline, tokens, attempts, limited, fence, log, reply_to, job =
-    ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12]
+  local scopes, deadline, tokens, attempts, limited, fence = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9]
+  local flight, log, reply_to, job = ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
   local fields = { 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens }
   local function set(name, value)
     fields[#fields + 1] = name
@@ -20,6 +20,7 @@ local function put(at, began)
   if limited ~= '0' then set('limited', limited) end
   if fence ~= '0' then set('fence', fence) end
   if reply_to ~= '' then set('reply_to', reply_to) end
+  if flight ~= '' then set('flight', flight) end
   if log ~= '' then
     set('log', '1')
     if reply_to ~= '' then set('followers', reply_to) end
@@ -29,6 +30,7 @@ local function put(at, began)
   redis.call('SET', key('job', id), job)
   redis.call('HSET', key('run', id), unpack(fields))
   begin_wait(id, deadline, #job)
+  if flight ~= '' and wait_behind(id, lane, flight, tonumber(deadline)) then return end
   make_ready(id, lane, scope, account, now, false)
   wake(scope)
 end

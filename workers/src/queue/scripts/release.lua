@@ -16,11 +16,11 @@ local scopes, ready, tokens, log, followers = read(id, 'scopes', 'ready', 'token
 local size = redis.call('STRLEN', key('job', id))
 free_slot(id, scope)
 redis.call('ZREM', key('lease'), id)
-redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken')
+redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken', 'behind')
 
 if ARGV[5] == 'limited' and work == 'call' then redis.call('HINCRBY', key('run', id), 'limited', 1) end
 -- Whoever follows is told of the retry, and that the text which was streamed does not count. There is none when the run is to end.
-if log and not cancel and (not uncounted or log == 'd') then
+if log and not cancel and work ~= 'answer' and (not uncounted or log == 'd') then
   note(id, followers, 'r')
   redis.call('HSET', key('run', id), 'log', '1')
 end

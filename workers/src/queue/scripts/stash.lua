@@ -1,7 +1,7 @@
--- ARGV: id, fence, tokens used (or empty), lease, life of a tombstone, ending. Answers 'done', 'elsewhere' or 'unknown'.
-local id, used, ending = ARGV[1], tonumber(ARGV[3]), ARGV[6]
-local state, fence, scope, work, lane, reply_to, log, followers =
-  read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers')
+-- ARGV: id, fence, tokens used (or empty), lease, life of a tombstone, state of the ended run, ending. Answers 'done', 'elsewhere' or 'unknown'.
+local id, used, ending = ARGV[1], tonumber(ARGV[3]), ARGV[7]
+local state, fence, scope, work, lane, reply_to, log, followers, flight =
+  read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers', 'flight')
 if not state then
   -- The queue lost its memory. The ending goes to the ledger, and until it is there nobody should restore the run.
   redis.call('HSET', key('run', id), 'state', 'done', 'fence', ARGV[2])
@@ -22,6 +22,8 @@ if state ~= 'leased' then return 'elsewhere' end
 
 redis.call('SET', key('end', id), ending)
 redis.call('HSET', key('run', id), 'state', 'ended')
+-- Those that wait behind it want to know when it is finished.
+if flight then redis.call('HSET', key('run', id), 'outcome', ARGV[6]) end
 if work == 'call' and used then settle(scope, id, fence, used) end
 free_slot(id, scope)
 announce(id, ending, reply_to, log, followers)

@@ -14,6 +14,9 @@ local redis = not set_to and real or {
       return real.call('ZADD', expiries, string.format('%.0f', math.floor(set_to / 1000) + after), first)
     end
     if command == 'DEL' then real.call('ZREM', expiries, first, ...) end
-    return real.call(command, first, ...)
+    local answer = real.call(command, first, ...)
+    -- A list that was emptied is gone.
+    if command == 'LPOP' and real.call('EXISTS', first) == 0 then real.call('ZREM', expiries, first) end
+    return answer
   end,
 }
