@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// The lane in which the run waits [default: interactive]
     #[arg(long, value_enum)]
     priority: Option<Priority>,
+    /// Whether the output may be that of another run which was the same call [default: as the prompt has it]
+    #[arg(long, value_name = "YES", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    cache: Option<bool>,
     /// A text that is kept on the run; may be repeated
     #[arg(long, value_name = "NAME=TEXT")]
     metadata: Vec<String>,
@@ -68,7 +71,7 @@ pub struct RunArgs {
     idempotency_key: Option<String>,
     /// Write the text of a run that was started before, from its beginning; Ctrl-C leaves it alone
     #[arg(long, value_name = "RUN", conflicts_with_all = [
-        "name", "texts", "values", "respond_async", "version", "timeout", "priority", "metadata", "idempotency_key",
+        "name", "texts", "values", "respond_async", "version", "timeout", "priority", "cache", "metadata", "idempotency_key",
     ])]
     follow: Option<Uuid>,
 }

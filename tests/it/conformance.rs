@@ -10,6 +10,7 @@ mod cancelling;
 mod endings;
 mod entering;
 pub mod fairness;
+mod flights;
 mod leases;
 mod limits;
 mod logs;
@@ -107,6 +108,16 @@ macro_rules! suite {
                 a_long_log_is_read_in_pages
                 text_that_a_log_has_no_room_for_is_told_live
                 a_waiting_run_that_is_cancelled_ends_its_log
+            }
+            flights {
+                who_would_be_the_same_call_waits_behind_it
+                whoever_follows_a_success_is_to_be_answered
+                an_answer_that_is_gone_is_a_call_of_its_own
+                whoever_follows_a_failure_goes_alone
+                whoever_follows_a_run_that_left_has_a_new_leader
+                who_is_more_urgent_does_not_wait_behind_who_waits
+                a_run_behind_another_can_be_cancelled_and_can_expire
+                a_hundred_times_ten_runs_share_one_call
             }
             limits {
                 workers_share_concurrency_slots

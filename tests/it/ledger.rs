@@ -4,6 +4,7 @@ mod dead;
 mod keys;
 mod opening;
 mod outbox;
+mod results;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -29,6 +30,9 @@ use self::opening::{migrating_twice_and_at_once_is_harmless, the_schema_is_compa
 use self::outbox::{
     a_delivery_goes_its_way_and_begins_again, a_delivery_is_one_process_s_for_its_lease,
     an_ending_that_won_is_told_of_once,
+};
+use self::results::{
+    a_result_stands_for_its_time_and_its_account, many_may_write_one_result_at_once, only_a_result_of_a_call_is_kept,
 };
 use crate::support::postgres::{self, PostgresServer};
 
@@ -106,6 +110,9 @@ over_both!(
     dead_runs_keep_their_job_until_somebody_has_looked_after_them,
     a_key_stands_for_one_run_for_a_day,
     of_many_runs_with_one_key_one_is_written,
+    a_result_stands_for_its_time_and_its_account,
+    only_a_result_of_a_call_is_kept,
+    many_may_write_one_result_at_once,
     a_dead_run_is_looked_after_once,
     an_ending_that_won_is_told_of_once,
     a_delivery_is_one_process_s_for_its_lease,

@@ -34,6 +34,7 @@ impl Call {
             ("version", args.version.map(Value::from)),
             ("timeoutMs", millis.map(Value::from)),
             ("priority", args.priority.map(|priority| Value::from(priority.word()))),
+            ("cache", args.cache.map(Value::from)),
             ("metadata", (!metadata.is_empty()).then_some(Value::Object(metadata))),
             ("stream", args.stream.then_some(Value::Bool(true))),
             // A stream whose connection breaks is taken up again. Ctrl-C cancels it by its id.
@@ -168,6 +169,8 @@ mod tests {
                 "metadata": { "order": "1=7" }, "stream": true, "onDisconnect": "continue",
             }),
         );
+        check(&["--cache"], json!({ "promptName": "Greeting", "variables": {}, "cache": true }));
+        check(&["--cache=false"], json!({ "promptName": "Greeting", "variables": {}, "cache": false }));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use workers::{
     job::{
-        AccountId, Attempt, AttemptOutcome, Ending, FrontDoorId, Job, Lane, Logged, ModelRequest, Outcome, PromptId,
-        RunId, Target, UnixMillis, Usage, WIRE_VERSION, WorkerId,
+        AccountId, Attempt, AttemptOutcome, Caching, Ending, FrontDoorId, Job, Lane, Logged, ModelRequest, Outcome,
+        PromptId, RunId, Target, UnixMillis, Usage, WIRE_VERSION, WorkerId,
     },
     queue::{
         Admitted, Cancelled, Claim, Claimed, Held, Queue, Release, Reply, ScopeLimits, Submission, Work,
@@ -217,6 +217,8 @@ pub struct Spec {
     pub deadline: i64,
     pub text: String,
     pub stream: bool,
+    /// The digest of the call, if others may share it.
+    pub flight: Option<&'static str>,
 }
 
 /// An interactive run of a new account in [`OPEN`], for one token, that has an hour.
@@ -229,6 +231,7 @@ pub fn run() -> Spec {
         deadline: 3_600_000,
         text: "Bonjour".into(),
         stream: false,
+        flight: None,
     }
 }
 
@@ -260,7 +263,7 @@ impl Spec {
             tokens: self.tokens,
             repeat_streamed: false,
             webhook_url: None,
-            caching: None,
+            caching: self.flight.map(|digest| Caching { digest: digest.into(), ttl_ms: 60_000 }),
         })
     }
 }

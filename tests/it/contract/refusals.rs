@@ -46,7 +46,7 @@ async fn a_bad_request_is_400_and_says_what_is_wrong(mode: Mode) {
     check(r#"{"promptName":1,"stream":"no"}"#, "invalid_request", &["'promptName'", "'stream'", "a boolean"]).await;
     check(r#"{"promptName":"a","model":"x","temperature":1}"#, "invalid_request", &["'model'", "'temperature'"]).await;
     check(r#"{"promptName":"a","timeoutMs":3600001}"#, "invalid_request", &["3600000"]).await;
-    check(r#"{"promptName":"a","cache":true}"#, "not_supported", &["'cache'"]).await;
+    check(r#"{"promptName":"a","cache":1}"#, "invalid_request", &["'cache' must be a boolean"]).await;
     let hook = r#"{"promptName":"a","webhookUrl":"http://example.com"}"#;
     check(hook, "invalid_request", &["'webhookUrl' must be an https URL"]).await;
     check(r#"{"promptName":"a","webhookUrl":"https://example.com"}"#, "webhook_secret_missing", &["secret"]).await;

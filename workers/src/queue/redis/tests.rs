@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use self::server::Server;
 use super::*;
-use crate::job::{AccountId, Attempt, AttemptOutcome, Lane, ModelRequest, Target, Usage, WIRE_VERSION};
+use crate::job::{AccountId, Attempt, AttemptOutcome, Caching, Lane, ModelRequest, Target, Usage, WIRE_VERSION};
 use crate::queue::{LostCall, Work};
 
 /// Longer than anything here takes on a busy machine.

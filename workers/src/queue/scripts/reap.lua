@@ -30,7 +30,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
   local ending = state == 'ended' and redis.call('GET', key('end', id))
   if state and state ~= 'leased' and state ~= 'ended' then
     redis.call('ZREM', key('lease'), id)
-  elseif not job or (state == 'ended' and not ending) then
+  elseif not state or not job or (state == 'ended' and not ending) then
     forget(id)
   else
     free_slot(id, scope)

@@ -293,3 +293,31 @@ async fn a_user_that_may_not_ask_about_the_server_may_still_use_it() {
     assert_eq!(connect("quiet", &["-config"]).await, 0, "INFO says it too");
     assert_eq!(connect("silent", &["-config", "-info"]).await, 2, "version and policy are not known");
 }
+
+/// A leader that is gone without having been finished (evicted, or deleted by hand) keeps nobody waiting.
+#[tokio::test]
+async fn who_waits_behind_nobody_leads_after_a_while() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let at = async |millis: i64| server.command::<()>(&["SET", &queue.key("clock"), &format!("{millis}000")]).await;
+    let caching = Some(Caching { digest: "f".into(), ttl_ms: 1 });
+    let (began, worker) = (1_700_000_000_000, WorkerId::new());
+    let [leader, second, third] =
+        [(); 3].map(|()| Job { caching: caching.clone(), deadline: UnixMillis(began + 3_600_000), ..job() });
+    at(began).await;
+    for job in [&leader, &second, &third] {
+        queue.put(job).await;
+    }
+    queue.claim_one(worker).await;
+    // It is there: they wait on.
+    at(began + 15_000).await;
+    assert!(queue.claim(worker, 5, &scopes()).await.unwrap().claims.is_empty());
+    server.command::<()>(&["DEL", &queue.key(&format!("run:{}", leader.id))]).await;
+    at(began + 30_000).await;
+    let claim = queue.claim_one(worker).await;
+    assert_eq!((claim.job.id, &claim.work), (second.id, &Work::Call));
+    queue.stash(&ending(&claim, worker)).await.unwrap();
+    queue.finish(&[(second.id, claim.fence)]).await.unwrap();
+    let answer = queue.reap_some(worker).await.into_iter().find(|claim| claim.job.id == third.id);
+    assert_eq!(answer.map(|claim| claim.work), Some(Work::Answer));
+}
