@@ -23,6 +23,7 @@ mod pool;
 mod reaper;
 mod reconciler;
 mod recorder;
+mod settling;
 mod shaper;
 mod sharing;
 mod stop;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     executor::{
-        Shared, sharing,
+        Shared, settling, sharing,
         stop::{Stop, StopReason},
         streaming::{Collector, Writer},
     },
@@ -14,7 +14,7 @@ use crate::{
     job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
     ledger::{CachedResult, LedgerError},
     providers::{Call, CallError, Completion, ErrorClass},
-    queue::{Claim, Held, LostCall, Release, Work},
+    queue::{Claim, Held, Release, Work},
     retry::{Situation, Step, next_step},
 };
 
@@ -47,53 +47,7 @@ pub async fn execute(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
                 call(shared, claim, stop).await
             }
         },
-        _ => settle(shared, claim).await,
-    }
-}
-
-/// Does what is left to do for a run that is not to be called.
-pub async fn settle(shared: &Shared, claim: &Claim) -> Done {
-    // A worker that could not stash its ending wrote it to the ledger all the same. Then only the queue does not know.
-    let was_lost = matches!(claim.work, Work::Lost(_) | Work::Poison(_));
-    if was_lost || (claim.attempt > 1 && !matches!(claim.work, Work::Record(_))) {
-        match ending_in_ledger(shared, claim).await {
-            Ok(Some(ending)) => return Done::Record(Box::new(Ending { fence: claim.fence, ..ending })),
-            Ok(None) => {}
-            Err(error) => {
-                // The lease runs out, and whoever takes it over asks again.
-                tracing::warn!(run = %claim.job.id, %error, "a lost run is left to the next reaper");
-                return Done::Gone;
-            }
-        }
-    }
-    match &claim.work {
-        Work::Record(ending) => Done::Record(Box::new(Ending { fence: claim.fence, ..(**ending).clone() })),
-        Work::Answer => match sharing::look_up(shared, claim).await {
-            Ok(Some(result)) => end_shared(shared, claim, result).await,
-            Ok(None) => give_back(shared, claim, Release::Retry { after: Duration::ZERO, target: claim.target }).await,
-            Err(error) => {
-                tracing::warn!(run = %claim.job.id, %error, "a run that waits for another one's result is left to the next reaper");
-                Done::Gone
-            }
-        },
-        Work::Expire(lost) => end(shared, claim, Outcome::Expired, lost_before(shared, claim, lost)).await,
-        Work::Cancel(lost) => end(shared, claim, Outcome::Cancelled, lost_before(shared, claim, lost)).await,
-        Work::Poison(lost) => {
-            let failure = Failure {
-                code: Failure::POISON.into(),
-                message: "The run was lost by every worker that took it and will not be tried again".into(),
-                retryable: false,
-            };
-            end(shared, claim, Outcome::Failed(failure), Some(lost_attempt(shared, claim, lost))).await
-        }
-        Work::Lost(lost) if claim.log.is_some_and(|log| log.streamed) && !claim.job.repeat_streamed => {
-            end(shared, claim, streamed_and_lost(), Some(lost_attempt(shared, claim, lost))).await
-        }
-        Work::Lost(lost) => {
-            record_attempt(shared, claim, lost_attempt(shared, claim, lost)).await;
-            give_back(shared, claim, Release::Retry { after: Duration::ZERO, target: claim.target }).await
-        }
-        Work::Call => Done::Gone,
+        _ => settling::settle(shared, claim).await,
     }
 }
 
@@ -258,11 +212,11 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
 }
 
 /// Ends a run with the result of another one.
-async fn end_shared(shared: &Shared, claim: &Claim, result: CachedResult) -> Done {
+pub(super) async fn end_shared(shared: &Shared, claim: &Claim, result: CachedResult) -> Done {
     stash(shared, claim, sharing::ending(claim, result, shared.queue.now())).await
 }
 
-async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Done {
+pub(super) async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Done {
     let began = attempt.as_ref().map_or(claim.started_at, |attempt| attempt.started_at.max(claim.started_at));
     let cache = sharing::made(claim, &outcome);
     let ending = Ending {
@@ -300,7 +254,7 @@ async fn stash(shared: &Shared, claim: &Claim, ending: Ending) -> Done {
     }
 }
 
-async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> Done {
+pub(super) async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> Done {
     match fail::around("release", shared.queue.release(claim.job.id, claim.fence, how)).await {
         Ok(Held::Done | Held::Elsewhere | Held::Unknown) => {}
         // The lease runs out and the reaper does it.
@@ -309,19 +263,9 @@ async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> Done {
     Done::Gone
 }
 
-/// The ending of a run whose worker is thought lost: the worker may have written it down while the queue could not be told.
-async fn ending_in_ledger(shared: &Shared, claim: &Claim) -> Result<Option<Ending>, LedgerError> {
-    match shared.ledger.endings(&[claim.job.id]).await {
-        Ok(endings) => Ok(endings.into_iter().next()),
-        Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_))) => Err(error),
-        // Nobody can tell, now or later.
-        Err(LedgerError::Refused(_) | LedgerError::Unreadable(_)) => Ok(None),
-    }
-}
-
 /// Records the attempt of a run that goes on. Waits for a ledger that is away, up to the run's deadline: an attempt
 /// that is not recorded is money that no report shows.
-async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
+pub(super) async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
     let batch = [(claim.job.id, attempt)];
     loop {
         match fail::around("attempt", shared.ledger.record_attempts(&batch)).await {
@@ -340,36 +284,11 @@ async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
     }
 }
 
-fn lost_before(shared: &Shared, claim: &Claim, lost: &Option<LostCall>) -> Option<Attempt> {
-    lost.as_ref().map(|lost| lost_attempt(shared, claim, lost))
-}
-
-fn lost_attempt(shared: &Shared, claim: &Claim, lost: &LostCall) -> Attempt {
-    let (provider, model) =
-        target(claim).map(|target| (target.provider.clone(), target.model.clone())).unwrap_or_default();
-    let started_at = lost.started_at.max(claim.started_at);
-    Attempt {
-        number: lost.attempt,
-        fence: lost.fence,
-        provider,
-        model,
-        worker: lost.worker,
-        started_at,
-        duration_ms: shared.queue.now().since(started_at),
-        first_token_ms: None,
-        outcome: AttemptOutcome::WorkerLost,
-        status: None,
-        detail: None,
-        usage: Usage::default(),
-        cost_nano_usd: None,
-    }
-}
-
-fn target(claim: &Claim) -> Option<&Target> {
+pub(super) fn target(claim: &Claim) -> Option<&Target> {
     claim.job.targets.get(claim.target)
 }
 
-fn streamed_and_lost() -> Outcome {
+pub(super) fn streamed_and_lost() -> Outcome {
     Outcome::Failed(Failure {
         code: "worker_lost".into(),
         message: "The worker that streamed this run was lost".into(),

@@ -8,9 +8,10 @@ use tokio::time::timeout;
 use crate::{
     executor::{
         Shared,
-        call::{self, Done},
+        call::Done,
         health::OnDuty,
         recorder::{self, Recorder},
+        settling,
     },
     fail,
     queue::Work,
@@ -91,7 +92,7 @@ async fn reap(shared: Arc<Shared>, recorder: Addr<Recorder>) {
             if claim.work != Work::Answer {
                 tracing::info!(run = %claim.job.id, work = claim.work.name(), "a run was taken over");
             }
-            if let Done::Record(ending) = call::settle(&shared, &claim).await {
+            if let Done::Record(ending) = settling::settle(&shared, &claim).await {
                 recorder::hand_over(&shared, &recorder, (claim.job, ending), None).await;
             }
         }

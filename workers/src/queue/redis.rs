@@ -200,7 +200,7 @@ impl Queue for RedisQueue {
     async fn heartbeat(&self, _worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
         let mut renewals = Vec::with_capacity(held.len());
         for batch in held.chunks(BATCH) {
-            let step = with_fences(self.step(&scripts::HEARTBEAT).arg(millis(self.lease)), batch);
+            let step = wire::with_fences(self.step(&scripts::HEARTBEAT).arg(millis(self.lease)), batch);
             let answers: Vec<u8> = self.run(step).await?;
             if answers.len() != batch.len() {
                 return Err(wire::garbled("a heartbeat without an answer for every run"));
@@ -242,7 +242,7 @@ impl Queue for RedisQueue {
 
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
         for batch in runs.chunks(BATCH) {
-            let step = with_fences(self.step(&scripts::FINISH).arg(millis(TOMBSTONE)), batch);
+            let step = wire::with_fences(self.step(&scripts::FINISH).arg(millis(TOMBSTONE)), batch);
             self.run::<()>(step).await?;
         }
         Ok(())
@@ -410,13 +410,6 @@ impl Queue for RedisQueue {
     async fn ping(&self) -> Result<(), Unreachable> {
         self.connections.step(async |connection| redis::cmd("PING").query_async(connection).await).await
     }
-}
-
-fn with_fences(mut step: Invocation, runs: &[(RunId, Fence)]) -> Invocation {
-    for (run, fence) in runs {
-        step = step.arg(run.to_string()).arg(fence.0);
-    }
-    step
 }
 
 fn millis(duration: Duration) -> u64 {

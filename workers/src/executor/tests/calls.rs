@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     executor::{
-        call::{Done, execute, settle},
+        call::{Done, execute},
+        settling::settle,
         stop::{Stop, StopReason},
     },
     job::{AttemptOutcome, Ending, Outcome, RunState},

@@ -83,6 +83,14 @@ pub(super) fn limits(invocation: Invocation, limits: &ScopeLimits, before: &[Cla
         .arg(optional(limits.at_once.map(|at_once| super::millis(at_once.next).saturating_add(1))))
 }
 
+/// Adds runs, each with the fence that somebody has.
+pub(super) fn with_fences(mut step: Invocation, runs: &[(RunId, Fence)]) -> Invocation {
+    for (run, fence) in runs {
+        step = step.arg(run.to_string()).arg(fence.0);
+    }
+    step
+}
+
 /// A limit as the scripts take it: empty when there is none.
 pub(super) fn optional(limit: Option<impl ToString>) -> String {
     limit.map(|limit| limit.to_string()).unwrap_or_default()
