@@ -13,6 +13,8 @@ pub mod keys;
 pub mod money;
 pub mod node;
 pub mod prompts;
+#[cfg(test)]
+mod property;
 pub mod run;
 pub mod sealing;
 pub mod webhooks;

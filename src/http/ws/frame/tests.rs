@@ -119,7 +119,7 @@ fn json_values() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(crate::property::cases(1_000))]
 
     #[test]
     fn any_text_is_read_or_refused(text in ".{0,200}") {
