@@ -16,5 +16,8 @@ pub mod prompts;
 #[cfg(test)]
 mod property;
 pub mod run;
+#[cfg(test)]
+#[path = "../tests/it/support/schema.rs"]
+mod schema;
 pub mod sealing;
 pub mod webhooks;

@@ -1,3 +1,5 @@
+mod described;
+
 use proptest::prelude::*;
 
 use super::*;
