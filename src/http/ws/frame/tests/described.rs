@@ -10,8 +10,11 @@ fn is_described(message: &Value) -> bool {
     names.iter().any(|name| schema::judge(schema::named(name), message).is_ok())
 }
 
+/// What a member may be, and what nearly is.
+type Values = (Vec<Value>, Vec<Value>);
+
 /// A value for a member: most often one that fits it or none, at times one that nearly does, or anything.
-fn member(good: Vec<Value>, bad: Vec<Value>) -> impl Strategy<Value = Option<Value>> {
+fn member((good, bad): Values) -> impl Strategy<Value = Option<Value>> {
     prop_oneof![
         30 => Just(None),
         20 => prop::sample::select(good).prop_map(Some),
@@ -59,12 +62,14 @@ fn messages() -> impl Strategy<Value = Value> {
         ("webhookUrl", (words(&["https://example.com/", ""]), vec![json!(1)])),
         ("onDisconnect", (words(&["cancel", "continue"]), words(&["", "Cancel"]))),
     ];
-    let fields = [("id", names(MAX_ID)), ("runId", (words(&[RUN, &RUN.to_uppercase()]), words(&["", "a", &RUN[1..]])))];
+    let fields = [
+        ("id", names(MAX_ID)),
+        ("runId", (words(&[RUN, &RUN.to_uppercase()]), words(&["", "a", RUN.trim_start_matches('0')]))),
+    ];
     let after = (vec![json!(0), json!(i64::MAX)], vec![json!(-1), json!(1.5), json!(1.0), json!("1")]);
     let own = [("after", after), ("other", (vec![json!(1)], vec![json!(2)]))];
-    let all = |fields: Vec<(&'static str, (Vec<Value>, Vec<Value>))>| {
-        let fields =
-            fields.into_iter().map(|(name, (good, bad))| member(good, bad).prop_map(move |value| (name, value)));
+    let all = |fields: Vec<(&'static str, Values)>| {
+        let fields = fields.into_iter().map(|(name, values)| member(values).prop_map(move |value| (name, value)));
         let fields: Vec<_> = fields.collect();
         fields.prop_map(|fields| {
             let there = fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
@@ -77,12 +82,12 @@ fn messages() -> impl Strategy<Value = Value> {
 
     let types = prop::sample::select(vec!["run.create", "run.cancel", "run.resume", "run.start"]);
     let (id, run, prompt) = (("id", json!("a")), ("runId", json!(RUN)), ("promptName", json!("p")));
-    let (for_create, for_cancel) = ([id.clone(), prompt], [id]);
+    let (for_create, for_cancel, for_resume) = ([id.clone(), prompt], [id], [run]);
     let for_any = for_create.clone();
     prop_oneof![
         4 => create.prop_map(move |message| with_type(message, "run.create", &for_create)),
         2 => others.clone().prop_map(move |message| with_type(message, "run.cancel", &for_cancel)),
-        2 => others.clone().prop_map(move |message| with_type(message, "run.resume", &[run.clone()])),
+        2 => others.clone().prop_map(move |message| with_type(message, "run.resume", &for_resume)),
         1 => others.prop_map(|message| with_type(message, "run.cancel", &[])),
         1 => (any, types).prop_map(move |(message, name)| with_type(message, name, &for_any)),
         1 => json_values(),
