@@ -13,6 +13,11 @@ pub mod keys;
 pub mod money;
 pub mod node;
 pub mod prompts;
+#[cfg(test)]
+mod property;
 pub mod run;
+#[cfg(test)]
+#[path = "../tests/it/support/schema.rs"]
+mod schema;
 pub mod sealing;
 pub mod webhooks;

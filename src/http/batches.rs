@@ -193,6 +193,7 @@ fn after(query: Option<&str>) -> Result<Option<u32>, ApiError> {
     let mut after = None;
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
+            ("after", _) if after.is_some() => return Err(refused("'after' must be given once")),
             ("after", text) => {
                 // No batch has more lines than a column can count.
                 let index = text.parse::<i32>().ok().and_then(|index| u32::try_from(index).ok());
@@ -254,6 +255,7 @@ mod tests {
         check(Some("after=-1"), None);
         check(Some("after=2147483648"), None);
         check(Some("after="), None);
+        check(Some("after=1&after=2"), None);
         check(Some("since=1"), None);
     }
 }

@@ -70,8 +70,8 @@ pub(super) struct ErrorBody<'a> {
 #[schema(as = SocketError)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ErrorMessage<'a> {
-    /// `error`.
     #[serde(rename = "type")]
+    #[schema(schema_with = super::openapi::schemas::error_type)]
     name: &'static str,
     /// What the client calls the run.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -100,7 +100,7 @@ mod tests {
     use workers::job::{Failure, Fence, WIRE_VERSION};
 
     use super::*;
-    use crate::http::openapi::schemas::RunEventBody;
+    use crate::schema;
 
     fn subject() -> Subject {
         Subject { run: RunId::new(), prompt_version: 3, created_at: UnixMillis(1_000_000) }
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!((&value["runId"], &value["seq"]), (&json!(subject.run), &json!(7)));
         assert_eq!(value["type"], body.name());
         // As the document describes it.
-        serde_json::from_value::<RunEventBody>(value.clone()).unwrap();
+        schema::assert_is("RunEvent", &value);
         let mut value = value;
         let map = value.as_object_mut().unwrap();
         map.remove("runId");

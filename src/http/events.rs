@@ -82,24 +82,21 @@ pub(super) fn of_known(followed: Followed) -> Response {
 
 /// The header is what a browser sends when it connects again, so it counts more than the address that it connects to.
 fn after(query: Option<&str>, headers: &HeaderMap) -> Result<u64, ApiError> {
-    let number = |name: &str, text: &str| {
-        let sentence = || format!("'{name}' must be the number of an event");
-        text.parse().map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence()))
-    };
+    let refused = |sentence: String| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence);
+    let number =
+        |name: &str, text: &str| text.parse().map_err(|_| refused(format!("'{name}' must be the number of an event")));
     if let Some(value) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) {
         return number("Last-Event-ID", value.to_str().unwrap_or_default());
     }
-    let mut after = 0;
+    let mut after = None;
     for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=').unwrap_or((pair, "")) {
-            ("after", text) => after = number("after", text)?,
-            _ => {
-                let sentence = "The only parameter of this address is 'after'";
-                return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence));
-            }
+            ("after", text) if after.is_none() => after = Some(number("after", text)?),
+            ("after", _) => return Err(refused("'after' must be given once".to_owned())),
+            _ => return Err(refused("The only parameter of this address is 'after'".to_owned())),
         }
     }
-    Ok(after)
+    Ok(after.unwrap_or_default())
 }
 
 impl Source for Streamed {
@@ -157,6 +154,7 @@ mod tests {
         check(None, Some("soon"), None);
         check(Some("after=-1"), None, None);
         check(Some("after="), None, None);
+        check(Some("after=7&after=8"), None, None);
         check(Some("since=1"), None, None);
     }
 }

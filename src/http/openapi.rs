@@ -55,6 +55,7 @@ const STYLE: &str = include_str!("openapi/style.css");
         schemas::SocketCreateBody,
         schemas::SocketCancelBody,
         schemas::SocketResumeBody,
+        schemas::SocketEventBody,
     )),
     modifiers(&Keys),
     security(("x-api-key" = []), ("bearer" = [])),

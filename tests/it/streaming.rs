@@ -1,5 +1,6 @@
 //! Streamed runs as their callers see them, told by whichever front door, whatever happens to the processes behind it.
 
+mod appending;
 mod breaking;
 mod ending;
 mod many;

@@ -11,6 +11,7 @@ pub mod provider;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;
+pub mod schema;
 
 use std::time::Duration;
 

@@ -11,14 +11,16 @@ use serde_json::Value;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
-        RefOr, Schema,
-        schema::{AdditionalProperties, Object, ObjectBuilder, SchemaType, Type},
+        KnownFormat, Ref, RefOr, Schema, SchemaFormat,
+        schema::{AdditionalProperties, AllOfBuilder, Object, ObjectBuilder, OneOfBuilder, SchemaType, Type},
     },
 };
 use uuid::Uuid;
 use workers::job::{AttemptOutcome, Lane, RunState};
 
 use super::super::run_body::UsageBody;
+
+const NO_CONTROL_CHARACTERS: &str = r"^[^\u0000-\u001f\u007f-\u009f]+$";
 
 /// A run to start. `null` means the same as leaving a field out; a field that is not listed here is refused.
 #[derive(Deserialize, ToSchema)]
@@ -125,8 +127,7 @@ impl PartialSchema for SocketCreateBody {
     fn schema() -> RefOr<Schema> {
         let mut schema = RunRequestBody::schema();
         if let RefOr::T(Schema::Object(object)) = &mut schema {
-            let id = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(128));
-            let id = id.description(Some("What the client calls the run.")).build();
+            let id = with_about(client_id(), "What the client calls the run.");
             for (name, property) in [("type", words(&["run.create"], "")), ("id", id)] {
                 object.properties.insert(name.to_owned(), Schema::from(property).into());
                 object.required.push(name.to_owned());
@@ -142,27 +143,105 @@ impl PartialSchema for SocketCreateBody {
     }
 }
 
-/// A client's message on a socket: cancels a run, the one of `runId`, or the one that this socket calls `id`.
-#[derive(ToSchema)]
-#[schema(as = SocketCancel, rename_all = "camelCase")]
-pub(in crate::http) struct SocketCancelBody {
-    #[schema(schema_with = cancel_type)]
-    r#type: String,
-    #[schema(min_length = 1, max_length = 128)]
-    id: Option<String>,
-    run_id: Option<Uuid>,
+/// One of two messages, so that nothing but one of the two ids can be left out.
+pub(in crate::http) struct SocketCancelBody;
+
+impl ToSchema for SocketCancelBody {
+    fn name() -> Cow<'static, str> {
+        "SocketCancel".into()
+    }
 }
 
-/// A client's message on a socket: tells what happened to a run after the event `after`, and goes on as it happens.
-#[derive(ToSchema)]
-#[schema(as = SocketResume, rename_all = "camelCase")]
-pub(in crate::http) struct SocketResumeBody {
-    #[schema(schema_with = resume_type)]
-    r#type: String,
-    #[schema(min_length = 1, max_length = 128)]
-    id: Option<String>,
-    run_id: Uuid,
-    after: Option<u64>,
+impl PartialSchema for SocketCancelBody {
+    fn schema() -> RefOr<Schema> {
+        let absent = ObjectBuilder::new().schema_type(Type::Null).build();
+        let by_run = [("runId", uuid(), true), ("id", or_null(client_id(), Type::String), false)];
+        let by_name = [("id", client_id(), true), ("runId", absent, false)];
+        let schema = OneOfBuilder::new()
+            .description(Some("A client's message on a socket: cancels a run, the one of `runId`, or the one that this socket calls `id`."))
+            .item(message("run.cancel", "The run of an id, whether this socket has it or not.", by_run))
+            .item(message("run.cancel", "A run that this socket has.", by_name));
+        Schema::from(schema.build()).into()
+    }
+}
+
+pub(in crate::http) struct SocketResumeBody;
+
+impl ToSchema for SocketResumeBody {
+    fn name() -> Cow<'static, str> {
+        "SocketResume".into()
+    }
+}
+
+impl PartialSchema for SocketResumeBody {
+    fn schema() -> RefOr<Schema> {
+        let after = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .minimum(Some(0))
+            .build();
+        let about = "A client's message on a socket: tells what happened to a run after the event `after`, and goes on as it happens.";
+        let properties = [
+            ("runId", uuid(), true),
+            ("after", or_null(after, Type::Integer), false),
+            ("id", or_null(client_id(), Type::String), false),
+        ];
+        Schema::from(message("run.resume", about, properties)).into()
+    }
+}
+
+/// An event of a run as a socket tells it.
+pub(in crate::http) struct SocketEventBody;
+
+impl ToSchema for SocketEventBody {
+    fn name() -> Cow<'static, str> {
+        "SocketEvent".into()
+    }
+}
+
+impl PartialSchema for SocketEventBody {
+    fn schema() -> RefOr<Schema> {
+        let id = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("What the client calls the run; absent where it gave it no name."));
+        let schema = AllOfBuilder::new()
+            .description(Some("An event as a socket tells it."))
+            .item(Ref::from_schema_name(RunEventBody::name()))
+            .item(ObjectBuilder::new().schema_type(Type::Object).property("id", id.build()));
+        Schema::from(schema.build()).into()
+    }
+}
+
+/// A message of a client with these members, and whether each must be there.
+fn message<const N: usize>(name: &str, about: &str, members: [(&str, Object, bool); N]) -> Object {
+    let mut message = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .description(Some(about))
+        .property("type", words(&[name], ""))
+        .required("type")
+        .additional_properties(Some(AdditionalProperties::FreeForm(false)));
+    for (name, member, is_required) in members {
+        message = message.property(name, member);
+        if is_required {
+            message = message.required(name);
+        }
+    }
+    message.build()
+}
+
+/// What a client calls a run, or a message about one.
+fn client_id() -> Object {
+    let id = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(128));
+    id.pattern(Some(NO_CONTROL_CHARACTERS)).build()
+}
+
+fn uuid() -> Object {
+    ObjectBuilder::new().schema_type(Type::String).format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid))).build()
+}
+
+fn with_about(mut object: Object, about: &str) -> Object {
+    object.description = Some(about.to_owned());
+    object
 }
 
 pub(in crate::http) fn state() -> Object {
@@ -184,7 +263,7 @@ pub(in crate::http) fn metadata() -> Object {
         .schema_type(Type::String)
         .min_length(Some(1))
         .max_length(Some(64))
-        .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]+$"));
+        .pattern(Some(NO_CONTROL_CHARACTERS));
     ObjectBuilder::new()
         .schema_type(Type::Object)
         .max_properties(Some(16))
@@ -199,12 +278,12 @@ fn words(words: &[&str], about: &str) -> Object {
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words.iter().copied())).description(about).build()
 }
 
-fn cancel_type() -> Object {
-    words(&["run.cancel"], "")
+pub(in crate::http) fn error_type() -> Object {
+    words(&["error"], "")
 }
 
-fn resume_type() -> Object {
-    words(&["run.resume"], "")
+pub(in crate::http) fn cancel_accepted_type() -> Object {
+    words(&["run.cancel.accepted"], "")
 }
 
 fn optional_lane() -> Object {

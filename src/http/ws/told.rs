@@ -4,7 +4,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use workers::job::{Logged, RunId};
 
-use crate::http::event_body::{EventBody, Subject};
+use crate::http::{
+    event_body::{EventBody, Subject},
+    openapi::schemas,
+};
 
 #[derive(Serialize)]
 struct Event<'a> {
@@ -19,8 +22,8 @@ struct Event<'a> {
 #[schema(as = SocketCancelAccepted)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::http) struct CancelAccepted<'a> {
-    /// `run.cancel.accepted`.
     #[serde(rename = "type")]
+    #[schema(schema_with = schemas::cancel_accepted_type)]
     name: &'static str,
     /// What the client calls the run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,5 +65,15 @@ mod tests {
         named["id"] = json!("a");
         assert_eq!(told(Some("a")), named);
         assert!(event(None, subject, &Logged { seq: 3, event: Event::Skipped }).is_none());
+        [told(None), told(Some("a"))].iter().for_each(|told| crate::schema::assert_is("SocketEvent", told));
+    }
+
+    #[test]
+    fn a_cancellation_is_answered_as_it_is_described() {
+        for (id, cancelled) in [(None, true), (Some("a"), false)] {
+            let told: Value = serde_json::from_str(&cancel_accepted(id, RunId::new(), cancelled)).unwrap();
+            crate::schema::assert_is("SocketCancelAccepted", &told);
+            assert_eq!((told["id"].as_str(), &told["cancelled"]), (id, &json!(cancelled)));
+        }
     }
 }

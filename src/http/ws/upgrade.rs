@@ -41,7 +41,7 @@ const COME_BACK: Duration = Duration::from_secs(10);
 /// Opens a socket for many runs.
 ///
 /// Every message is text and holds one JSON object. The client's are a `SocketCreate`, a `SocketCancel` or a `SocketResume`; the server's are a
-/// `RunEvent` with the client's `id` where it gave one, a `SocketError` or a `SocketCancelAccepted`. Programs send their key like with any request; a page in a browser
+/// `SocketEvent`, a `SocketError` or a `SocketCancelAccepted`. Programs send their key like with any request; a page in a browser
 /// offers it as a second subprotocol.
 #[utoipa::path(
     get,

@@ -206,7 +206,7 @@ fn any_template() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(crate::property::cases(2_000))]
 
     #[test]
     fn no_template_panics_or_exceeds_the_limit(

@@ -2,7 +2,10 @@
 
 use serde_json::Value;
 
-use super::app::{Answer, App, client};
+use super::{
+    app::{Answer, App, client},
+    schema,
+};
 
 /// One event, or the `[DONE]` after the last one.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +99,7 @@ fn told(block: &str) -> Told {
             .to_owned()
     };
     let data = serde_json::from_str(&field(data, "data")).unwrap();
+    schema::assert_is("RunEvent", &data);
     Told { seq: field(id, "id").parse().unwrap(), name: field(event, "event"), data }
 }
 

@@ -18,7 +18,10 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::support::app::{Answer, App};
+use crate::support::{
+    app::{Answer, App},
+    schema,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -63,7 +66,7 @@ impl Socket {
         let give_up = Instant::now() + PATIENCE;
         loop {
             match timeout_at(give_up, self.0.next()).await.expect("a message comes") {
-                Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).unwrap(),
+                Some(Ok(Message::Text(text))) => return message(&text),
                 Some(Ok(Message::Ping(_))) => {}
                 other => panic!("no message but {other:?}"),
             }
@@ -123,6 +126,18 @@ impl Socket {
     pub async fn break_off(self) {
         drop(self);
     }
+}
+
+/// A message of the server, which is one that the OpenAPI document describes.
+fn message(text: &str) -> Value {
+    let message: Value = serde_json::from_str(text).unwrap();
+    let name = match message["type"].as_str() {
+        Some("error") => "SocketError",
+        Some("run.cancel.accepted") => "SocketCancelAccepted",
+        _ => "SocketEvent",
+    };
+    schema::assert_is(name, &message);
+    message
 }
 
 /// The answer to a request for a socket that is refused. `None` leaves a header out.

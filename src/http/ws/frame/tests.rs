@@ -1,3 +1,5 @@
+mod described;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -119,7 +121,7 @@ fn json_values() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(crate::property::cases(1_000))]
 
     #[test]
     fn any_text_is_read_or_refused(text in ".{0,200}") {
