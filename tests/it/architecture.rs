@@ -59,10 +59,7 @@ fn no_mailbox_is_filled_past_its_bound() {
 
 #[test]
 fn only_the_redis_queue_knows_redis() {
-    check(
-        &["deadpool_redis", "redis::cmd", "redis::Script", "{q:"],
-        &["workers/src/queue/redis", "workers/src/queue/scripts"],
-    );
+    check(&["redis::cmd", "redis::Script", "{q:"], &["workers/src/queue/redis", "workers/src/queue/scripts"]);
 }
 
 #[test]
