@@ -25,6 +25,11 @@ local function whole(number)
   return string.format('%.0f', number + 0)
 end
 
+-- What the meaning of `held` in a run is: what its call took from the limits of its scope, an 's' for a slot and a 't' for tokens.
+local function has(held, what)
+  return held and string.find(held, what, 1, true) ~= nil
+end
+
 local function read(id, ...)
   return unpack(redis.call('HMGET', key('run', id), ...))
 end
@@ -40,8 +45,7 @@ local function wake(scope)
     local tokens = key('wake', name)
     local idle = redis.call('ZCOUNT', key('idle', name), now, '+inf')
     if idle > 0 and redis.call('LLEN', tokens) < idle then
-      redis.call('RPUSH', tokens, 1)
-      redis.call('PEXPIRE', tokens, WAKE_TTL)
+      if redis.call('RPUSH', tokens, 1) == 1 then redis.call('PEXPIRE', tokens, WAKE_TTL) end
       return
     end
   end
@@ -55,9 +59,9 @@ local function has_waiting(scope)
   return redis.call('EXISTS', unpack(keys)) > 0
 end
 
--- Gives a concurrency slot back; whoever waits for it is woken.
-local function free_slot(id, scope)
-  if redis.call('ZREM', key('slots', scope), id) == 1 and has_waiting(scope) then
+-- Gives a concurrency slot back, if the call took one; whoever waits for it is woken.
+local function free_slot(id, scope, held)
+  if has(held, 's') and redis.call('ZREM', key('slots', scope), id) == 1 and has_waiting(scope) then
     wake(scope)
   end
 end
@@ -75,14 +79,19 @@ local function end_wait(id, lane)
   redis.call('HINCRBY', key('meta'), 'bytes', whole(-redis.call('STRLEN', key('job', id))))
 end
 
--- Puts a waiting run in line. An account that becomes active starts at the virtual time of its lane, never before it.
-local function make_ready(id, lane, scope, account, since, in_front)
-  redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
-  redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id)
+-- Puts a run that is ready in line. An account that becomes active starts at the virtual time of its lane, never before it.
+local function line_up(id, lane, scope, account, since, in_front)
+  redis.call('ZADD', key('waiting', lane), since, id)
+  -- An account with a line has its turn; one whose run was handed back may have lost it.
+  if redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id) > 1 and not in_front then return end
   local virtual = tonumber(redis.call('HGET', key('meta'), 'virtual:' .. lane)) or 0
   local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
   redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
-  redis.call('ZADD', key('waiting', lane), since, id)
+end
+
+local function make_ready(id, lane, scope, account, since, in_front)
+  redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
+  line_up(id, lane, scope, account, since, in_front)
 end
 
 -- Makes delayed runs ready whose moment has come; returns the set of their scopes. They go in front of their account's other
@@ -102,13 +111,18 @@ local function promote()
   return scopes
 end
 
--- Sends an ending to the front door that waits, if one does. The stream of a front door that is gone ends with its time to live.
-local function reply(front_door, ending)
-  if front_door then
-    local stream = key('reply', front_door)
-    redis.call('XADD', stream, '*', 'ending', ending)
+-- Adds to the stream of a front door. Its reader renews its time to live, so that the stream of a front door that is gone ends with that.
+local function send(front_door, ...)
+  local stream = key('reply', front_door)
+  if not redis.call('XADD', stream, 'NOMKSTREAM', '*', ...) then
+    redis.call('XADD', stream, '*', ...)
     redis.call('PEXPIRE', stream, REPLY_TTL)
   end
+end
+
+-- Sends an ending to the front door that waits, if one does.
+local function reply(front_door, ending)
+  if front_door then send(front_door, 'ending', ending) end
 end
 
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.

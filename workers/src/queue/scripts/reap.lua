@@ -25,7 +25,7 @@ end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
   if bytes > ANSWER_BYTES then break end
-  local state, fence, work, cancel, scope = read(id, 'state', 'fence', 'work', 'cancel', 'scope')
+  local state, fence, work, cancel, scope, held = read(id, 'state', 'fence', 'work', 'cancel', 'scope', 'held')
   local job = redis.call('GET', key('job', id))
   local ending = state == 'ended' and redis.call('GET', key('end', id))
   if state and state ~= 'leased' and state ~= 'ended' then
@@ -33,7 +33,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
   elseif not job or (state == 'ended' and not ending) then
     forget(id)
   else
-    free_slot(id, scope)
+    free_slot(id, scope, held)
     if ending then
       work = 'record'
     elseif work == 'call' then
