@@ -24,6 +24,7 @@ for i = 6, #ARGV, 6 do
     next_call = tonumber(ARGV[i + 5]),
     heads = {},
     lines = {},
+    alone = {},
   }
   scopes[#scopes + 1] = scope
   named[scope.name] = true
@@ -151,26 +152,65 @@ local function opens_at(scope, head)
   return now + 1000
 end
 
+-- The virtual times of accounts: read once, and written once in the end.
+local times = {}
+for _, lane in ipairs(LANES) do
+  times[lane] = { known = {}, changed = {} }
+end
+
+local function time_of(lane, account)
+  local known = times[lane].known
+  known[account] = known[account] or tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+  return known[account]
+end
+
+local function set_turn(scope, lane, account, virtual)
+  local alone = scope.alone[lane]
+  if alone then
+    alone.virtual = virtual
+    alone.moved = true
+  else
+    redis.call('ZADD', scope.lines[lane], 'XX', virtual, account)
+  end
+end
+
+-- The account has no run left in the line.
+local function leave_line(scope, lane, account)
+  redis.call('ZREM', scope.lines[lane], account)
+  if scope.alone[lane] then
+    scope.alone[lane], scope.lines[lane] = nil, nil
+  end
+end
+
 -- The run whose turn it is in a lane of a scope: the first one of the account with the lowest virtual time. Entries of runs that have left the
 -- line in another way (cancelled, expired) are swept out here.
 local swept = 0
 local function find_head(lane, scope)
   local turns = scope.lines[lane]
   while turns do
-    local first = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
-    local account, virtual = first[1], tonumber(first[2])
-    if not account then
-      scope.lines[lane] = nil
-      return false
+    local alone = scope.alone[lane]
+    local account, virtual
+    if alone then
+      account, virtual = alone.account, alone.virtual
+    else
+      local first = redis.call('ZRANGE', turns, 0, 1, 'WITHSCORES')
+      account, virtual = first[1], tonumber(first[2])
+      if not account then
+        scope.lines[lane] = nil
+        return false
+      end
+      -- Nobody else comes into a line while this claim looks at it.
+      if not first[3] then scope.alone[lane] = { account = account, virtual = virtual } end
     end
     -- The account may have had turns in other scopes of the lane since.
-    local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+    local own = time_of(lane, account)
     local line = key('ready', lane, scope.name, account)
     local id, next_id = unpack(redis.call('LRANGE', line, 0, 1))
     if not id then
-      redis.call('ZREM', turns, account)
+      leave_line(scope, lane, account)
+      turns = scope.lines[lane]
     elseif own > virtual then
-      redis.call('ZADD', turns, own, account)
+      set_turn(scope, lane, account, own)
     else
       local state, run_scope, ready, tokens, deadline, cancel, fence, attempts, limited, target, started, log, followers = read(
         id, 'state', 'scope', 'ready', 'tokens', 'deadline', 'cancel', 'fence', 'attempts', 'limited', 'target', 'started', 'log', 'followers')
@@ -182,7 +222,7 @@ local function find_head(lane, scope)
           work = 'expire'
         end
         return {
-          id = id, account = account, virtual = virtual, line = line, turns = turns, lane = lane, scope = scope,
+          id = id, account = account, virtual = virtual, line = line, lane = lane, scope = scope,
           work = work, ready = tonumber(ready), tokens = tonumber(tokens), is_last = not next_id,
           fence = fence, attempts = attempts, limited = limited, target = target, started = started, log = log, followers = followers,
         }
@@ -249,9 +289,10 @@ local function hand_out(head)
     return
   end
   local attempt = (tonumber(head.attempts) or 0) + 1
-  local waited = math.max(now - head.ready, 0)
-  local fence = whole(next_fence(head.fence))
-  local started, log = head.started or whole(now), head.log
+  local number = whole(attempt)
+  local waited = whole(math.max(now - head.ready, 0))
+  local fence = next_fence(head.fence)
+  local started, log = head.started or NOW, head.log
   left_lane[lane] = left_lane[lane] or {}
   table.insert(left_lane[lane], id)
   left_all[#left_all + 1] = id
@@ -260,9 +301,9 @@ local function hand_out(head)
   waiting_bytes = waiting_bytes - #job
   if head.work == 'call' then
     local held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
-    redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', 'call', 'attempts', attempt,
-      'taken', whole(now), 'waited', whole(waited), 'started', started, 'held', held)
-    if log then note(id, head.followers, 's' .. whole(attempt)) end
+    redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', 'call', 'attempts', number,
+      'taken', NOW, 'waited', waited, 'started', started, 'held', held)
+    if log then note(id, head.followers, 's' .. number) end
     if scope.slots then
       redis.call('ZADD', key('slots', scope.name), now + lease, id)
       scope.slots = scope.slots - 1
@@ -281,11 +322,12 @@ local function hand_out(head)
     local start = math.max(head.virtual, meta[lane].virtual)
     meta[lane].virtual = start
     local after = start + math.max(head.tokens, 1)
-    redis.call('ZADD', key('virtual', lane), after, head.account)
+    times[lane].known[head.account] = after
+    times[lane].changed[head.account] = after
     if head.is_last then
-      redis.call('ZREM', head.turns, head.account)
+      leave_line(scope, lane, head.account)
     else
-      redis.call('ZADD', head.turns, 'XX', after, head.account)
+      set_turn(scope, lane, head.account, after)
     end
     for _, other in ipairs(busy) do
       local stale = other.heads[lane]
@@ -296,7 +338,7 @@ local function hand_out(head)
   end
   bytes = bytes + #job
   claims[#claims + 1] = {
-    id, job, fence, whole(attempt), head.limited or '0', head.target or '0', whole(waited), started, head.work,
+    id, job, fence, number, head.limited or '0', head.target or '0', waited, started, head.work,
     '', '', '', '', '', mark(id, log),
   }
 end
@@ -314,6 +356,20 @@ while true do
   end
   meta[head.lane].credit = meta[head.lane].credit - total
   hand_out(head)
+end
+
+for _, scope in ipairs(busy) do
+  for lane, alone in pairs(scope.alone) do
+    if alone.moved then redis.call('ZADD', scope.lines[lane], 'XX', alone.virtual, alone.account) end
+  end
+end
+for _, lane in ipairs(LANES) do
+  local changed = {}
+  for account, virtual in pairs(times[lane].changed) do
+    changed[#changed + 1] = virtual
+    changed[#changed + 1] = account
+  end
+  if #changed > 0 then redis.call('ZADD', key('virtual', lane), unpack(changed)) end
 end
 
 if #claims > 0 then

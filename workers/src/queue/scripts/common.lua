@@ -16,14 +16,20 @@ local MINUTE = 60000
 -- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
 local ANSWER_BYTES = 4 * 1024 * 1024
 
-local function key(...)
-  return KEYS[1] .. ':' .. table.concat({ ... }, ':')
+local PREFIX = KEYS[1] .. ':'
+local function key(name, a, b, c)
+  if not a then return PREFIX .. name end
+  if not b then return PREFIX .. name .. ':' .. a end
+  if not c then return PREFIX .. name .. ':' .. a .. ':' .. b end
+  return PREFIX .. name .. ':' .. a .. ':' .. b .. ':' .. c
 end
 
 -- Minus zero is a number too, and Redis reads its text as none: adding zero makes it zero.
 local function whole(number)
   return string.format('%.0f', number + 0)
 end
+
+local NOW = whole(now)
 
 -- What the meaning of `held` in a run is: what its call took from the limits of its scope, an 's' for a slot and a 't' for tokens.
 local function has(held, what)
@@ -34,8 +40,12 @@ local function read(id, ...)
   return unpack(redis.call('HMGET', key('run', id), ...))
 end
 
+local NOW_US = nil
 local function next_fence(previous)
-  return math.max((tonumber(previous) or 0) + 1, now_us)
+  local fence = math.max((tonumber(previous) or 0) + 1, now_us)
+  if fence > now_us then return whole(fence) end
+  NOW_US = NOW_US or whole(now_us)
+  return NOW_US
 end
 
 -- Wakes one worker that ran out of work in this scope, unless as many as are idle have been woken already. A worker that
@@ -138,7 +148,7 @@ end
 
 -- Makes `worker` the owner of a run under a new fence, which is returned.
 local function take(id, previous_fence, worker, work, lease)
-  local fence = whole(next_fence(previous_fence))
+  local fence = next_fence(previous_fence)
   redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', work)
   redis.call('ZADD', key('lease'), now + lease, id)
   return fence

@@ -11,7 +11,7 @@ local function put(at, began)
   local scopes, deadline, tokens, attempts, limited, fence, log, reply_to, job =
     ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12]
   local fields = {
-    'state', 'ready', 'ready', whole(now), 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
+    'state', 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
   }
   local function set(name, value)
     fields[#fields + 1] = name

@@ -19,7 +19,7 @@ local function take_over(id, fence, work, job, ending)
   bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
     id, job, new_fence, whole((tonumber(attempts) or 0) + 1), limited or '0', target or '0',
-    waited or whole(math.max(now - tonumber(ready), 0)), started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
+    waited or whole(math.max(now - tonumber(ready), 0)), started or NOW, work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
   }
 end
 
