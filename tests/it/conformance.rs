@@ -146,6 +146,7 @@ macro_rules! suite {
                 a_submission_wakes
                 a_submission_between_a_claim_and_its_wait_wakes
                 a_worker_that_left_runs_behind_does_not_sleep
+                a_worker_that_took_all_there_was_is_woken
                 a_restored_run_wakes
                 a_freed_slot_wakes
                 a_run_that_is_handed_back_wakes

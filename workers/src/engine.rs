@@ -6,6 +6,7 @@ mod events;
 mod fed;
 mod inbox;
 mod list;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -46,7 +47,7 @@ pub struct EngineSettings {
 /// When the caller is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// The caller waits for the ending: the row and the queue entry are written side by side.
+    /// The caller waits for the ending: the row is written beside the run, if that does not end at once.
     Wait,
     /// The caller leaves with the run's id: the row is committed before the run is enqueued.
     Committed,
@@ -130,6 +131,7 @@ impl Engine {
         let replies = queue.replies(front_door, stop.clone()).await?;
         tasks.spawn(waiters::listen(waiters.clone(), replies));
         tasks.spawn(waiters::sweep(waiters.clone(), ledger.clone(), stop.clone()));
+        tasks.spawn(rows::write(waiters.rows.clone(), ledger.clone(), tasks.clone(), stop.clone()));
         let (draining, dismiss) = (AtomicBool::new(false), CancellationToken::new());
         Ok(Self(Arc::new(Inner { ledger, queue, settings, front_door, waiters, draining, dismiss, stop, tasks })))
     }
@@ -207,7 +209,7 @@ impl Engine {
             Promise::Wait => {
                 let entered = fail::around("enqueue", inner.queue.enqueue(submission, Some(&admission))).await;
                 let rates = admitted(entered.inspect_err(|_| self.abandon(run))?)?;
-                self.insert_beside(job);
+                inner.waiters.hold_row(job);
                 rates
             }
             Promise::Committed | Promise::Keyed(_) => {
@@ -338,18 +340,6 @@ impl Engine {
     /// The queue itself, for operators' verbs.
     pub fn queue(&self) -> &Arc<dyn Queue> {
         &self.0.queue
-    }
-
-    /// Writes the row while the run is already on its way. Whoever ends the run completes the row, or writes all of it, so an
-    /// insert that fails loses nothing: the caller still waits, and gets its answer or an error.
-    fn insert_beside(&self, job: Arc<Job>) {
-        let ledger = self.0.ledger.clone();
-        self.0.tasks.spawn(async move {
-            let run = job.id;
-            if let Err(error) = fail::around("insert_beside", ledger.insert(job)).await {
-                tracing::warn!(%run, %error, "a run has no row until it ends");
-            }
-        });
     }
 }
 

@@ -11,8 +11,9 @@
 //! pace of each provider and the conversation with the queue's claim, an **executor** its run, the **recorder** the endings that the ledger has not yet taken, the
 //! **pool** the leases (heartbeat, cancellation, self-abort, drain), the **reaper** and the **reconciler** their schedules.
 //!
-//! The actors live on arbiters of one actix `System`, whose threads share the process's tokio runtime, so that a connection
-//! that one of them opened lives as long as the process. A mailbox is never filled with `do_send`, which ignores its bound.
+//! The actors live in one actix `System` on one thread, so that no message between them wakes another; what they do that takes long (a run, a
+//! batch of endings) is a task of the process's tokio runtime, which drives the connections, too. A mailbox is never filled with `do_send`,
+//! which ignores its bound.
 
 mod actor;
 mod call;
@@ -33,7 +34,7 @@ mod tests;
 
 use std::{collections::HashMap, sync::Arc, thread, time::Duration};
 
-use actix::{Actor, Addr, Arbiter, System};
+use actix::{Actor, Addr, System};
 use tokio::{
     runtime::Runtime,
     sync::{Notify, Semaphore, oneshot},
@@ -102,7 +103,7 @@ impl ExecutorPool {
             .name("executors".into())
             .spawn(move || {
                 let system = System::with_tokio_rt(|| runtime.clone());
-                let actors = async { start_actors(&shared, runtime.clone()) };
+                let actors = async { start_actors(&shared) };
                 let pool = system.block_on(actors);
                 // A caller that is gone needs no executors.
                 if started.send((pool, System::current())).is_ok()
@@ -135,24 +136,16 @@ impl ExecutorPool {
 }
 
 /// The actors, from the back of the pipeline to its front, so that each knows the next.
-fn start_actors(shared: &Arc<Shared>, runtime: Arc<Runtime>) -> Addr<Pool> {
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(4);
-    let arbiters: Vec<Arbiter> = (0..threads)
-        .map(|_| {
-            let runtime = runtime.clone();
-            Arbiter::with_tokio_rt(move || runtime)
-        })
-        .collect();
+fn start_actors(shared: &Arc<Shared>) -> Addr<Pool> {
     let pool = Pool::new(shared.clone()).start();
     let recorder = Recorder::new(shared.clone(), pool.clone()).start();
     Reaper::new(shared.clone(), recorder.clone()).start();
     Reconciler::new(shared.clone()).start();
     let dispatcher = Dispatcher::new(shared.clone(), pool.clone()).start();
-    for (_, arbiter) in (0..shared.slots).zip(arbiters.iter().cycle()) {
-        let (shared, dispatcher, recorder) = (shared.clone(), dispatcher.clone(), recorder.clone());
-        Executor::start_in_arbiter(&arbiter.handle(), move |_| Executor::new(shared, dispatcher, recorder));
+    for _ in 0..shared.slots {
+        Executor::new(shared.clone(), dispatcher.clone(), recorder.clone()).start();
     }
-    pool.try_send(pool::Meet { dispatcher, recorder, arbiters }).unwrap_or_else(|error| {
+    pool.try_send(pool::Meet { dispatcher, recorder }).unwrap_or_else(|error| {
         tracing::error!(%error, "the pool did not start");
     });
     pool

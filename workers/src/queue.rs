@@ -217,7 +217,8 @@ pub trait Queue: Send + Sync + 'static {
     /// Leases up to `free` runs of the given scopes to `worker`.
     async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable>;
 
-    /// Returns when there may be something to claim, or after `at_most`. Only one caller a process waits at a time.
+    /// Returns when there may be something to claim, or after `at_most`. Only one caller a process waits at a time. A worker may wait after
+    /// any claim that gave it less than it asked for: what comes after that claim wakes it.
     async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable>;
 
     /// Renews leases and slots; answers in the order of `held`.

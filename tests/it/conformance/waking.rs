@@ -63,6 +63,23 @@ pub async fn a_worker_that_left_runs_behind_does_not_sleep<S: Store>() {
     }
 }
 
+pub async fn a_worker_that_took_all_there_was_is_woken<S: Store>() {
+    let bench = S::open(LONG).await;
+    // As many as Redis hands out in one step, and one.
+    for there in [50, 1] {
+        bench.flood(&run(), there).await;
+        assert_eq!(bench.claim(there + 10).await.len(), there);
+        let sleeper = asleep(&bench).await;
+        bench.enqueue(&run().job()).await;
+        // Once for what came before the claim, perhaps.
+        is_woken(sleeper).await;
+        if bench.claim(10).await.is_empty() {
+            is_woken(bench.wait(NIGHT)).await;
+            bench.take().await;
+        }
+    }
+}
+
 pub async fn a_restored_run_wakes<S: Store>() {
     let bench = S::open(LONG).await;
     bench.claims_nothing().await;

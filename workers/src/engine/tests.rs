@@ -111,6 +111,22 @@ async fn who_waits_and_who_follows_in_one_process_are_both_told() {
 }
 
 #[tokio::test]
+async fn a_run_gets_its_row_unless_it_ends_soon() {
+    let rig = Rig::new().await;
+    let mut quick = rig.engine.submit(job(), Vec::new(), Promise::Wait).await.unwrap();
+    execute(&rig, &[]).await;
+    quick.waiter.ending().await;
+    let slow = job();
+    let _caller = rig.engine.submit(slow.clone(), Vec::new(), Promise::Wait).await.unwrap();
+    eventually("a row", async || rig.state(&slow).await).await;
+    let (left, _caller) = (job(), rig.engine.submit(job(), Vec::new(), Promise::Wait).await.unwrap());
+    drop(rig.engine.submit(left.clone(), Vec::new(), Promise::Wait).await.unwrap());
+    rig.engine.settle(Duration::from_secs(10)).await;
+    assert_eq!(rig.state(&left).await, Some(RunState::Queued), "also when its caller has gone, and the process ends");
+    assert_eq!(rig.memory.ledger.stats().inserts, 3);
+}
+
+#[tokio::test]
 async fn a_reader_that_comes_back_late_misses_nothing() {
     let rig = Rig::new().await;
     let job = Job { stream: true, ..job() };

@@ -16,9 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    engine::inbox::Inbox,
+    engine::{inbox::Inbox, rows::Rows},
     fail,
-    job::{Ending, Event, Logged, RunId},
+    job::{Ending, Event, Job, Logged, RunId},
     ledger::Ledger,
     queue::Reply,
 };
@@ -32,6 +32,8 @@ const PAGE: usize = 500;
 pub(super) struct Waiters {
     waiting: Mutex<HashMap<RunId, Vec<Waiting>>>,
     next: AtomicU64,
+    /// What is not in the ledger yet of runs that were accepted here.
+    pub rows: Arc<Rows>,
     /// Told when messages may have been lost.
     missed: tokio::sync::Notify,
 }
@@ -102,8 +104,23 @@ impl Waiters {
         Registration { run, id, waiters: self.clone() }
     }
 
+    /// Has the row of a run written that somebody waits for here, unless it ends soon; or has ended by now.
+    pub fn hold_row(&self, job: Arc<Job>) {
+        let waiting = self.lock();
+        if waiting.contains_key(&job.id) {
+            self.rows.hold(job);
+        }
+    }
+
+    /// Those who wait for a run that has ended. Whoever ended it writes its row.
+    fn take(&self, run: RunId) -> Vec<Waiting> {
+        let waiting = self.lock().remove(&run).unwrap_or_default();
+        self.rows.let_go(run);
+        waiting
+    }
+
     pub fn end(&self, ending: Ending) {
-        let waiting = self.lock().remove(&ending.run).unwrap_or_default();
+        let waiting = self.take(ending.run);
         for waiting in waiting {
             match waiting.told {
                 // A waiter that left in this moment needs no ending.
@@ -116,7 +133,7 @@ impl Waiters {
     fn happened(&self, run: RunId, logged: Logged) {
         if let Event::Ended(ending) = &logged.event {
             // Those who follow find it in their inbox, with its number; the others need the ending only.
-            let waiting = self.lock().remove(&run).unwrap_or_default();
+            let waiting = self.take(run);
             for waiting in waiting {
                 match waiting.told {
                     Told::Ending(sender) => drop(sender.send((**ending).clone())),

@@ -82,13 +82,14 @@ impl Handler<Execute> for Executor {
     }
 }
 
-/// Runs the claim in a task of its own, so that a panic in one run ends that run and not its executor.
+/// Runs the claim in a task of its own, on the threads that its connections are driven by; a panic in one run ends that run and not its
+/// executor.
 async fn execute(shared: &Arc<Shared>, message: Execute) -> Option<(Arc<Job>, Box<Ending>)> {
     let Execute { claim, stop } = message;
     let claim = Arc::new(claim);
     let task = {
         let (shared, claim) = (shared.clone(), claim.clone());
-        actix::spawn(async move { call::execute(&shared, &claim, &stop).await })
+        tokio::spawn(async move { call::execute(&shared, &claim, &stop).await })
     };
     let done = match task.await {
         Ok(done) => done,

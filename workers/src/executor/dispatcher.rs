@@ -43,6 +43,13 @@ pub struct Dispatcher {
     _on_duty: OnDuty,
 }
 
+/// A claim that was made.
+#[derive(Clone, Copy)]
+struct Asked {
+    at: Instant,
+    free: usize,
+}
+
 enum State {
     /// Nothing to do, or nobody to do it.
     Idle,
@@ -96,11 +103,11 @@ impl Dispatcher {
             }
             Ok(claimed)
         };
-        let asked = Instant::now();
+        let asked = Asked { at: Instant::now(), free };
         ctx.spawn(claim.into_actor(self).map(move |claimed, act, ctx| act.answered(asked, claimed, ctx)));
     }
 
-    fn answered(&mut self, asked: Instant, claimed: Result<Claimed, Unreachable>, ctx: &mut Context<Self>) {
+    fn answered(&mut self, asked: Asked, claimed: Result<Claimed, Unreachable>, ctx: &mut Context<Self>) {
         if claimed.is_ok()
             && let Some(lasted) = self.outage.is_over(Instant::now())
         {
@@ -109,14 +116,7 @@ impl Dispatcher {
         match claimed {
             Ok(claimed) if claimed.claims.is_empty() => {
                 self.shared.health.polled();
-                let at_most = claimed.next.map_or(WAIT, |next| next.min(WAIT));
-                let shared = self.shared.clone();
-                self.wait(ctx, async move {
-                    if let Err(error) = shared.queue.wait(shared.worker, at_most).await {
-                        tracing::debug!(%error, "waiting for runs failed");
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                });
+                self.wait_for_more(claimed.next, ctx);
             }
             Ok(claimed) => {
                 self.shared.health.polled();
@@ -131,6 +131,18 @@ impl Dispatcher {
         }
     }
 
+    /// Waits until there may be more to claim; `next` is what the last claim said about that.
+    fn wait_for_more(&mut self, next: Option<Duration>, ctx: &mut Context<Self>) {
+        let at_most = next.map_or(WAIT, |next| next.min(WAIT));
+        let shared = self.shared.clone();
+        self.wait(ctx, async move {
+            if let Err(error) = shared.queue.wait(shared.worker, at_most).await {
+                tracing::debug!(%error, "waiting for runs failed");
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+    }
+
     fn wait(&mut self, ctx: &mut Context<Self>, until: impl Future<Output = ()> + 'static) {
         if self.stopping.is_some() {
             return self.again(ctx);
@@ -140,7 +152,9 @@ impl Dispatcher {
     }
 
     /// The pool learns of the leases first, so that no run is executed whose lease nobody renews.
-    fn hand_out(&mut self, asked: Instant, claimed: Claimed, ctx: &mut Context<Self>) {
+    fn hand_out(&mut self, asked: Asked, claimed: Claimed, ctx: &mut Context<Self>) {
+        // Less than was asked for is all that there was. Whatever has come since wakes whoever waits.
+        let next = if claimed.claims.len() < asked.free { claimed.next } else { Some(Duration::ZERO) };
         let mut leases = Vec::with_capacity(claimed.claims.len());
         let mut work = Vec::with_capacity(claimed.claims.len());
         for claim in claimed.claims {
@@ -155,7 +169,7 @@ impl Dispatcher {
                 shaper.used();
             }
             let stop = Arc::new(Stop::default());
-            leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed: asked });
+            leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed: asked.at });
             work.push((executor, Execute { claim, stop }));
         }
         self.count_busy();
@@ -165,14 +179,17 @@ impl Dispatcher {
             fail::point("leased").await;
             told
         };
-        ctx.spawn(leased.into_actor(self).map(|_, act, ctx| {
+        ctx.spawn(leased.into_actor(self).map(move |_, act, ctx| {
             for (executor, execute) in work {
                 // A free executor's mailbox is empty.
                 if let Err(error) = executor.try_send(execute) {
                     tracing::error!(%error, "an executor has stopped; its run goes to another worker when the lease ends");
                 }
             }
-            act.again(ctx);
+            match next {
+                Some(Duration::ZERO) => act.again(ctx),
+                next => act.wait_for_more(next, ctx),
+            }
         }));
     }
 

@@ -212,7 +212,6 @@ impl Actor for Pool {
 pub struct Meet {
     pub dispatcher: Addr<Dispatcher>,
     pub recorder: Addr<Recorder>,
-    pub arbiters: Vec<Arbiter>,
 }
 
 impl Handler<Meet> for Pool {
@@ -334,14 +333,6 @@ impl Handler<Drain> for Pool {
                     handed_back
                 };
                 settle.into_actor(act)
-            })
-            .map(|handed_back, act, _| {
-                if let Some(crew) = act.crew.take() {
-                    for arbiter in crew.arbiters {
-                        arbiter.stop();
-                    }
-                }
-                handed_back
             });
         Box::pin(drained)
     }

@@ -14,9 +14,9 @@ use std::{
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, QueryFilter,
-    QueryTrait, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    QueryResult, QueryTrait, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
     entity::prelude::*,
-    sea_query::{OnConflict, Query},
+    sea_query::{CommonTableExpression, InsertStatement, OnConflict, Query, WithClause},
 };
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -131,6 +131,13 @@ impl Store {
     async fn settle_once(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Result<Vec<Settled>, DbErr> {
         let calls = batch.iter().filter_map(|(job, ending)| Some((job.id, ending.attempt.as_ref()?)));
         let mut settled = vec![Settled::AlreadyEnded; batch.len()];
+        if let Some(upsert) = self.in_one_statement(batch, texts) {
+            let won = ids(self.db.query_all_raw(upsert).await?)?;
+            for (settled, _) in settled.iter_mut().zip(batch).filter(|(_, (job, _))| won.contains(&job.id.0)) {
+                *settled = Settled::Won;
+            }
+            return Ok(settled);
+        }
         let mut kept = Vec::new();
         let _turn = self.turn().await;
         let transaction = self.begin().await?;
@@ -159,6 +166,24 @@ impl Store {
         Ok(settled)
     }
 
+    /// The whole batch as one statement, which is a transaction without the round trips of one: where the database can do that, and when there
+    /// is nothing to write but a row and an attempt for each run.
+    fn in_one_statement(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Option<Statement> {
+        let is_plain = |(job, _): &(Arc<Job>, Arc<Ending>)| job.webhook_url.is_none() && job.caching.is_none();
+        if self.db.get_database_backend() != DbBackend::Postgres
+            || statement_size(batch.len()) != batch.len()
+            || !batch.iter().all(is_plain)
+        {
+            return None;
+        }
+        let [round] = <[_; 1]>::try_from(rounds(batch)).ok()?;
+        let calls: Option<Vec<_>> =
+            round.iter().map(|(_, job, ending)| Some((job.id, ending.attempt.as_ref()?))).collect();
+        let calls = CommonTableExpression::new().query(attempts_upsert(&calls?, texts)).table_name("calls").to_owned();
+        let upsert = endings_upsert(&round, texts).with(WithClause::new().cte(calls).to_owned());
+        Some(self.db.get_database_backend().build(&upsert))
+    }
+
     /// Answers with the runs that this statement ended.
     async fn write_endings(
         &self,
@@ -166,24 +191,8 @@ impl Store {
         entries: &[Entry<'_>],
         texts: Texts,
     ) -> Result<HashSet<Uuid>, DbErr> {
-        use runs::{Column, Entity};
-        let rows = entries.iter().map(|(_, job, ending)| runs::ended(job, ending, texts));
-        let on_conflict = OnConflict::column(Column::Id)
-            .update_columns(ENDING_COLUMNS)
-            .value(Column::StartedAt, Expr::cust("COALESCE(runs.started_at, excluded.started_at)"))
-            .value(
-                Column::AttemptCount,
-                Expr::cust(
-                    "CASE WHEN excluded.attempt_count > runs.attempt_count \
-                     THEN excluded.attempt_count ELSE runs.attempt_count END",
-                ),
-            )
-            .action_and_where(Expr::cust("runs.finished_at IS NULL AND runs.fence <= excluded.fence"))
-            .to_owned();
-        let mut upsert = Entity::insert_many(rows).on_conflict(on_conflict);
-        QueryTrait::query(&mut upsert).returning(Query::returning().column(Column::Id));
-        let written = transaction.query_all_raw(upsert.build(self.db.get_database_backend())).await?;
-        written.into_iter().map(|row| row.try_get::<Uuid>("", "id")).collect()
+        let upsert = endings_upsert(entries, texts);
+        ids(transaction.query_all_raw(self.db.get_database_backend().build(&upsert)).await?)
     }
 
     /// Records attempts of runs that go on.
@@ -217,7 +226,6 @@ impl Store {
         calls: impl Iterator<Item = (RunId, &Attempt)>,
         texts: Texts,
     ) -> Result<(), DbErr> {
-        use attempts::{Column, Entity};
         // Each call once, as its own worker tells it: a statement must not write a row twice.
         let mut unique: BTreeMap<(RunId, Fence), &Attempt> = BTreeMap::new();
         for (run, attempt) in calls {
@@ -227,17 +235,9 @@ impl Store {
             }
         }
         let unique: Vec<(RunId, &Attempt)> = unique.into_iter().map(|((run, _), attempt)| (run, attempt)).collect();
-        let lost = AttemptOutcome::WorkerLost.as_str();
         for calls in statements(&unique) {
-            let on_conflict = OnConflict::columns([Column::Run, Column::Fence])
-                .update_columns(CALL_COLUMNS)
-                .action_and_where(ExprTrait::eq(Expr::col((Entity, Column::Outcome)), lost))
-                .action_and_where(Expr::cust("excluded.outcome <> attempts.outcome"))
-                .to_owned();
-            let upsert = Entity::insert_many(calls.iter().map(|(run, attempt)| attempts::row(*run, attempt, texts)))
-                .on_conflict(on_conflict)
-                .build(self.db.get_database_backend());
-            transaction.execute_raw(upsert).await?;
+            let upsert = attempts_upsert(calls, texts);
+            transaction.execute_raw(self.db.get_database_backend().build(&upsert)).await?;
         }
         Ok(())
     }
@@ -291,6 +291,43 @@ impl Store {
             Err(DbErr::Conn(RuntimeErr::Internal(format!("no answer within {} s", ANSWER_WITHIN.as_secs()))))
         })
     }
+}
+
+/// Ends runs, and returns the ids of those that it ended.
+fn endings_upsert(entries: &[Entry<'_>], texts: Texts) -> InsertStatement {
+    use runs::{Column, Entity};
+    let rows = entries.iter().map(|(_, job, ending)| runs::ended(job, ending, texts));
+    let on_conflict = OnConflict::column(Column::Id)
+        .update_columns(ENDING_COLUMNS)
+        .value(Column::StartedAt, Expr::cust("COALESCE(runs.started_at, excluded.started_at)"))
+        .value(
+            Column::AttemptCount,
+            Expr::cust(
+                "CASE WHEN excluded.attempt_count > runs.attempt_count \
+                 THEN excluded.attempt_count ELSE runs.attempt_count END",
+            ),
+        )
+        .action_and_where(Expr::cust("runs.finished_at IS NULL AND runs.fence <= excluded.fence"))
+        .to_owned();
+    let mut upsert = Entity::insert_many(rows).on_conflict(on_conflict).into_query();
+    upsert.returning(Query::returning().column(Column::Id));
+    upsert
+}
+
+fn attempts_upsert(calls: &[(RunId, &Attempt)], texts: Texts) -> InsertStatement {
+    use attempts::{Column, Entity};
+    let lost = AttemptOutcome::WorkerLost.as_str();
+    let on_conflict = OnConflict::columns([Column::Run, Column::Fence])
+        .update_columns(CALL_COLUMNS)
+        .action_and_where(ExprTrait::eq(Expr::col((Entity, Column::Outcome)), lost))
+        .action_and_where(Expr::cust("excluded.outcome <> attempts.outcome"))
+        .to_owned();
+    let rows = calls.iter().map(|(run, attempt)| attempts::row(*run, attempt, texts));
+    Entity::insert_many(rows).on_conflict(on_conflict).into_query()
+}
+
+fn ids(rows: Vec<QueryResult>) -> Result<HashSet<Uuid>, DbErr> {
+    rows.into_iter().map(|row| row.try_get::<Uuid>("", "id")).collect()
 }
 
 /// An ending with its place in the batch.

@@ -44,6 +44,7 @@ mod cancellations;
 mod claim;
 mod clock;
 mod connect;
+mod lines;
 mod replies;
 mod scripts;
 #[cfg(test)]
@@ -137,8 +138,8 @@ impl RedisQueue {
         Invocation::new(script, &self.tag)
     }
 
-    async fn run<T: FromRedisValue>(&self, step: Invocation) -> Result<T, Unreachable> {
-        self.connections.step(async |connection| step.run(connection).await).await
+    async fn run<T: FromRedisValue + Send>(&self, step: Invocation) -> Result<T, Unreachable> {
+        self.connections.ask(&step).await
     }
 
     fn key(&self, name: &str) -> String {
@@ -317,8 +318,7 @@ impl Queue for RedisQueue {
             for run in batch {
                 exist.cmd("EXISTS").arg(self.key(&format!("run:{run}")));
             }
-            let known: Vec<bool> =
-                self.connections.step(async |connection| exist.query_async(connection).await).await?;
+            let known: Vec<bool> = self.connections.ask(&exist).await?;
             missing.extend(batch.iter().zip(known).filter(|(_, known)| !known).map(|(run, _)| *run));
         }
         Ok(missing)
@@ -357,8 +357,7 @@ impl Queue for RedisQueue {
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
         let mut read = redis::cmd("HMGET");
         read.arg(self.key(&format!("run:{run}"))).arg("state").arg("started");
-        let (state, started): (Option<String>, Option<i64>) =
-            self.connections.step(async |connection| read.query_async(connection).await).await?;
+        let (state, started): (Option<String>, Option<i64>) = self.connections.ask(&read).await?;
         Ok(match state.as_deref() {
             Some("ready" | "delayed") => Some(Sighting { leased: false, started_at: started.map(UnixMillis) }),
             Some("leased") => Some(Sighting { leased: true, started_at: started.map(UnixMillis) }),
@@ -369,8 +368,7 @@ impl Queue for RedisQueue {
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
         let mut read = redis::cmd("MGET");
         read.arg(self.key(&format!("job:{run}"))).arg(self.key(&format!("end:{run}")));
-        let (job, ending): (Option<Vec<u8>>, Option<Vec<u8>>) =
-            self.connections.step(async |connection| read.query_async(connection).await).await?;
+        let (job, ending): (Option<Vec<u8>>, Option<Vec<u8>>) = self.connections.ask(&read).await?;
         let (Some(job), ending) = (job, ending.unwrap_or_default()) else { return Ok(None) };
         // What another version wrote is for that version to show.
         let Ok(job) = Job::decode(&job) else { return Ok(None) };
@@ -408,7 +406,7 @@ impl Queue for RedisQueue {
     }
 
     async fn ping(&self) -> Result<(), Unreachable> {
-        self.connections.step(async |connection| redis::cmd("PING").query_async(connection).await).await
+        self.connections.ask(&redis::cmd("PING")).await
     }
 }
 

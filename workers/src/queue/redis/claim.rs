@@ -21,25 +21,29 @@ impl RedisQueue {
         free: usize,
         scopes: &[ScopeLimits],
     ) -> Result<Claimed, Unreachable> {
-        self.waiters.remember(worker, scopes);
         let mut claimed = Claimed::default();
         loop {
             let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
             let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
-            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed)));
+            let registered = self.waiters.is_registered(worker, scopes);
+            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed))).arg(u8::from(registered));
             for limits in scopes {
                 step = wire::limits(step, limits, &claimed.claims);
             }
             let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
+            if answer.is_err() {
+                self.waiters.forget(worker);
+            }
             let (next, rows) = match answer {
                 Ok(answer) => answer,
                 // What was claimed before is ours and must not be lost over this.
-                Err(_) if !claimed.claims.is_empty() => return Ok(claimed),
+                Err(_) if !claimed.claims.is_empty() => return Ok(Claimed { next: Some(Duration::ZERO), ..claimed }),
                 Err(error) => return Err(error),
             };
+            self.waiters.registered(worker, registered, rows.len() < batch);
             claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
-            // It stopped at the size of a batch, in runs or in bytes; there is more.
-            let more = next == 0 && !rows.is_empty();
+            // It stopped at the size of a batch, in runs or in bytes. There is more, or else the worker must be known as idle.
+            let more = rows.len() == batch || (next == 0 && !rows.is_empty());
             claimed.claims.extend(self.claims(rows).await?);
             if !more || claimed.claims.len() >= free {
                 return Ok(claimed);

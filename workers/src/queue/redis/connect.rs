@@ -1,6 +1,6 @@
-//! Connections: a pool for commands, and connections of their own for reads that block.
+//! Connections: shared ones for commands, and connections of their own for reads that block.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use deadpool_redis::{Pool, Runtime, Timeouts};
 use redis::{
@@ -12,17 +12,16 @@ use tokio::time::{Instant, timeout};
 use super::{
     RedisSettings,
     clock::{Sample, Shown},
+    lines::{Lines, Step},
 };
 use crate::{providers::Secret, queue::Unreachable};
 
 /// The whole of [`Connections::open`].
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// To make, check or wait for one connection.
+/// To make one connection.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(2);
 /// One command, from its sending to its answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// One step, with the wait for a connection.
-const STEP_WITHIN: Duration = Duration::from_secs(4);
 /// The first version whose scripts can say what they do when memory is short.
 const OLDEST_MAJOR_VERSION: u32 = 7;
 
@@ -49,7 +48,7 @@ pub enum ConnectError {
 #[derive(Clone)]
 pub(super) struct Connections {
     client: Client,
-    pool: Pool,
+    lines: Arc<Lines>,
 }
 
 impl Connections {
@@ -63,7 +62,8 @@ impl Connections {
         };
 
         let pool = pool(&client, settings.max_connections).map_err(&unreachable)?;
-        let connections = Self { client, pool };
+        let lines = Arc::new(Lines::new(pool));
+        let connections = Self { client, lines };
         let opened = timeout(CONNECT_WITHIN, async {
             let mut connection = connections.dedicated().await?;
             let time = connections.time(&mut connection).await?;
@@ -80,22 +80,9 @@ impl Connections {
         Ok((connections, time, warnings))
     }
 
-    /// Runs one step on a connection of the pool, within a bounded time.
-    pub async fn step<T>(
-        &self,
-        step: impl AsyncFnOnce(&mut deadpool_redis::Connection) -> Result<T, RedisError>,
-    ) -> Result<T, Unreachable> {
-        timeout(STEP_WITHIN, async {
-            let mut connection = self.pool.get().await.map_err(unreachable)?;
-            let answer = step(&mut connection).await;
-            if answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)) {
-                // The server was demoted. The name may lead to its successor by now, and only a new connection finds out.
-                drop(deadpool_redis::Connection::take(connection));
-            }
-            answer.map_err(unreachable)
-        })
-        .await
-        .unwrap_or_else(|late| Err(unreachable(late)))
+    /// Runs one step on a shared connection, within a bounded time. It may be made twice, when the first connection breaks.
+    pub async fn ask<T: FromRedisValue + Send>(&self, step: &impl Step) -> Result<T, Unreachable> {
+        self.lines.ask(step).await
     }
 
     /// A new connection whose reads may block. The caller bounds them, or it never notices that its peer is gone.
@@ -148,9 +135,9 @@ fn client(url: &Secret) -> Result<Client, ConnectError> {
 }
 
 fn pool(client: &Client, max_connections: usize) -> Result<Pool, Box<dyn std::error::Error + Send + Sync>> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECTION_WITHIN))
-        .set_response_timeout(Some(ANSWER_WITHIN));
+    // Whoever makes a step bounds it.
+    let config =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECTION_WITHIN)).set_response_timeout(None);
     let manager = deadpool_redis::Manager::new_with_config(client.get_connection_info().clone(), config)?;
     let within = Some(CONNECTION_WITHIN);
     Ok(Pool::builder(manager)

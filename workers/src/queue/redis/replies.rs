@@ -27,8 +27,13 @@ const BATCH: usize = 256;
 const BLOCK: Duration = Duration::from_secs(5);
 /// How much later than that its answer may come.
 const GRACE: Duration = Duration::from_secs(2);
-/// The stream's time to live, renewed by every read and every ending (`REPLY_TTL` in `common.lua`).
+/// The stream's time to live, renewed by its reader (`REPLY_TTL` in `common.lua`).
 const STREAM_TTL: Duration = Duration::from_secs(600);
+/// How often: many times in that time.
+const RENEW_EVERY: Duration = Duration::from_secs(30);
+/// What was passed on is trimmed with the next read after so long, or so many bytes.
+const TRIM_EVERY: Duration = Duration::from_millis(500);
+const TRIM_BYTES: usize = 64 << 10;
 /// When Redis has lost its memory, runs come back from the ledger without the address of who waits for them. So for this long the front door
 /// is told again and again to ask the ledger.
 const SWEEP_FOR: Duration = Duration::from_secs(60);
@@ -47,7 +52,8 @@ pub(super) async fn listen(
     let seen = timeout(GRACE, seen.query_async(&mut connection)).await.map_err(unreachable)?.map_err(unreachable)?;
     let memory = Memory { epoch: seen, sweep_until: None };
     let (send, receive) = mpsc::channel(CHANNEL);
-    let mut reader = Reader { connections, clock, stream, last: "0-0".into(), epoch, memory, send };
+    let (last, upkeep) = ("0-0".into(), Upkeep::default());
+    let mut reader = Reader { connections, clock, stream, last, upkeep, epoch, memory, send };
     tokio::spawn(async move {
         let gone = reader.send.clone();
         tokio::select! {
@@ -63,8 +69,9 @@ struct Reader {
     connections: Connections,
     clock: Arc<Clock>,
     stream: String,
-    /// The last entry that was passed on. What came before is trimmed with the next read.
+    /// The last entry that was passed on.
     last: String,
+    upkeep: Upkeep,
     /// The key that is there unless Redis has lost its memory.
     epoch: String,
     memory: Memory,
@@ -111,7 +118,7 @@ impl Reader {
         Ok(connection)
     }
 
-    /// Waits for the next messages, after trimming those that were passed on.
+    /// Waits for the next messages; now and then, those that were passed on are trimmed before.
     async fn read(&mut self, connection: &mut MultiplexedConnection) -> Result<Vec<Reply>, RedisError> {
         let block = if self.memory.is_sweeping() { SWEEP_EVERY } else { BLOCK };
         let asked = Instant::now();
@@ -121,8 +128,12 @@ impl Reader {
             // Told before the read blocks and after it, the time is known as well as if it had been asked for alone.
             read.cmd("TIME");
         }
-        read.cmd("XTRIM").arg(&self.stream).arg("MINID").arg(after(&self.last)).ignore();
-        read.cmd("PEXPIRE").arg(&self.stream).arg(super::millis(STREAM_TTL)).ignore();
+        if self.upkeep.must_trim(asked) {
+            read.cmd("XTRIM").arg(&self.stream).arg("MINID").arg(after(&self.last)).ignore();
+        }
+        if self.upkeep.must_renew(asked) {
+            read.cmd("PEXPIRE").arg(&self.stream).arg(super::millis(STREAM_TTL)).ignore();
+        }
         read.cmd("XREAD").arg("COUNT").arg(BATCH).arg("BLOCK").arg(super::millis(block));
         read.arg("STREAMS").arg(&self.stream).arg(&self.last);
         read.cmd("GET").arg(&self.epoch);
@@ -140,6 +151,7 @@ impl Reader {
 
         let mut replies = Vec::new();
         for entry in entries.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| stream.ids) {
+            self.upkeep.passed(&entry.map);
             match reply(&entry.map) {
                 Some(reply) => replies.push(reply),
                 None => {
@@ -151,6 +163,46 @@ impl Reader {
         }
         Ok(replies)
     }
+}
+
+/// When the stream is next looked after.
+#[derive(Default)]
+struct Upkeep {
+    trimmed: Option<Instant>,
+    /// Bytes that were passed on since.
+    passed: usize,
+    renewed: Option<Instant>,
+}
+
+impl Upkeep {
+    fn passed(&mut self, fields: &HashMap<String, Value>) {
+        // The fields' names and the entry itself count for something, too.
+        self.passed += fields
+            .values()
+            .map(|value| if let Value::BulkString(bytes) = value { bytes.len() } else { 0 })
+            .sum::<usize>()
+            + 64;
+    }
+
+    fn must_trim(&mut self, now: Instant) -> bool {
+        let due = self.passed >= TRIM_BYTES || (self.passed > 0 && is_over(self.trimmed, TRIM_EVERY, now));
+        if due {
+            (self.trimmed, self.passed) = (Some(now), 0);
+        }
+        due
+    }
+
+    fn must_renew(&mut self, now: Instant) -> bool {
+        let due = is_over(self.renewed, RENEW_EVERY, now);
+        if due {
+            self.renewed = Some(now);
+        }
+        due
+    }
+}
+
+fn is_over(since: Option<Instant>, after: Duration, now: Instant) -> bool {
+    since.is_none_or(|since| now.saturating_duration_since(since) >= after)
 }
 
 /// A message: an ending alone, or an event with its run and its place.

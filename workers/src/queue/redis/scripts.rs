@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use redis::{ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, ToRedisArgs, aio::ConnectionLike};
+use redis::{ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, ToRedisArgs, aio::MultiplexedConnection};
+
+use super::lines::Step;
 
 /// What every script begins with: how it reads the time.
 #[cfg(not(test))]
@@ -80,9 +82,11 @@ impl Invocation {
         self.command.arg(argument);
         self
     }
+}
 
+impl Step for Invocation {
     /// As [`Script`] runs itself, but without a copy of the arguments: they hold whole jobs.
-    pub async fn run<T: FromRedisValue>(&self, connection: &mut impl ConnectionLike) -> Result<T, RedisError> {
+    async fn ask<T: FromRedisValue + Send>(&self, connection: &mut MultiplexedConnection) -> Result<T, RedisError> {
         match self.command.query_async(connection).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 self.script.load_async(connection).await?;

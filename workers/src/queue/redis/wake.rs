@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,29 +21,65 @@ const BLOCK: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(2);
 /// A claim registers its worker as idle for 45 s (`IDLE_TTL` in `claim.lua`): nobody waits longer without claiming again.
 const LONGEST: Duration = Duration::from_secs(30);
+/// So long a registration is not repeated: it lasts for the longest wait after that.
+const REGISTERED: Duration = Duration::from_secs(10);
 
 /// Connections for those who wait, and what they wait for.
 #[derive(Default)]
 pub(super) struct Waiters {
-    /// What a worker's last claim asked for. The claim registered the worker as idle in these scopes.
-    scopes: Mutex<HashMap<WorkerId, Arc<[String]>>>,
+    claims: Mutex<HashMap<WorkerId, LastClaim>>,
     /// Connections that nobody blocks on now. One is taken out for the time of a read, and is dropped when the read is given up, so that no
     /// late answer is taken for another read's.
     resting: Mutex<Vec<MultiplexedConnection>>,
 }
 
+/// A worker's last claim.
+struct LastClaim {
+    /// What it asked for.
+    scopes: Arc<[String]>,
+    /// When a claim last registered the worker as idle in these scopes, if none has taken that back since.
+    idle: Option<Instant>,
+}
+
 impl Waiters {
-    pub fn remember(&self, worker: WorkerId, limits: &[ScopeLimits]) {
-        let mut scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = scopes.get(&worker).is_some_and(|known| known.iter().eq(limits.iter().map(|limit| &limit.scope)));
-        if !known {
-            scopes.insert(worker, limits.iter().map(|limit| limit.scope.clone()).collect());
+    /// Whether an earlier claim of these scopes has just registered the worker as idle.
+    pub fn is_registered(&self, worker: WorkerId, limits: &[ScopeLimits]) -> bool {
+        let mut claims = self.claims();
+        match claims.get(&worker) {
+            Some(last) if last.scopes.iter().eq(limits.iter().map(|limit| &limit.scope)) => {
+                last.idle.is_some_and(|since| since.elapsed() < REGISTERED)
+            }
+            _ => {
+                let scopes = limits.iter().map(|limit| limit.scope.clone()).collect();
+                claims.insert(worker, LastClaim { scopes, idle: None });
+                false
+            }
         }
+    }
+
+    /// What a claim made of that.
+    pub fn registered(&self, worker: WorkerId, before: bool, now: bool) {
+        if before != now
+            && let Some(last) = self.claims().get_mut(&worker)
+        {
+            last.idle = now.then(Instant::now);
+        }
+    }
+
+    /// Has the next claim register the worker again: Redis may have forgotten it.
+    pub fn forget(&self, worker: WorkerId) {
+        if let Some(last) = self.claims().get_mut(&worker) {
+            last.idle = None;
+        }
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<WorkerId, LastClaim>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub async fn wait(&self, queue: &RedisQueue, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
         let until = Instant::now() + at_most.min(LONGEST);
-        let scopes = self.scopes.lock().unwrap_or_else(PoisonError::into_inner).get(&worker).cloned();
+        let scopes = self.claims().get(&worker).map(|last| last.scopes.clone());
         let tokens: Vec<String> = match scopes {
             Some(scopes) if !scopes.is_empty() => {
                 scopes.iter().map(|scope| queue.key(&format!("wake:{scope}"))).collect()
@@ -57,22 +93,31 @@ impl Waiters {
         };
         // A connection that rested may have been cut meanwhile: that is found out here, and no reason to give up.
         let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(connection) = resting
-            && self.block(connection, &tokens, until).await.is_ok()
-        {
-            return Ok(());
+        let woken = match resting {
+            Some(connection) => self.block(connection, &tokens, until).await.ok(),
+            None => None,
+        };
+        let woken = match woken {
+            Some(woken) => woken,
+            None => {
+                let connection = queue.connections.dedicated().await.map_err(unreachable)?;
+                self.block(connection, &tokens, until).await?
+            }
+        };
+        if !woken {
+            self.forget(worker);
         }
-        let connection = queue.connections.dedicated().await.map_err(unreachable)?;
-        self.block(connection, &tokens, until).await
+        Ok(())
     }
 
-    /// Blocks until there is a token or the time is over.
+    /// Blocks until there is a token or the time is over; says whether there was one.
     async fn block(
         &self,
         mut connection: MultiplexedConnection,
         tokens: &[String],
         until: Instant,
-    ) -> Result<(), Unreachable> {
+    ) -> Result<bool, Unreachable> {
+        let mut woken = false;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let block = left.min(BLOCK);
@@ -82,12 +127,13 @@ impl Waiters {
                 pop.arg(tokens).arg(format!("{:.3}", block.as_secs_f64()));
                 let popped: Result<Option<(String, String)>, RedisError> =
                     timeout(block + GRACE, pop.query_async(&mut connection)).await.map_err(unreachable)?;
-                if popped.map_err(unreachable)?.is_none() && left > block {
+                woken = popped.map_err(unreachable)?.is_some();
+                if !woken && left > block {
                     continue;
                 }
             }
             self.resting.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-            return Ok(());
+            return Ok(woken);
         }
     }
 }

@@ -19,10 +19,8 @@ local function admit(at, size, known)
   elseif known then
     answer = { 'yes' }
   else
-    local depth = redis.call('ZCARD', key('delay'))
-    for _, lane in ipairs(LANES) do
-      depth = depth + redis.call('ZCARD', key('waiting', lane))
-    end
+    -- Whatever waits has a deadline.
+    local depth = redis.call('ZCARD', key('deadlines'))
     local bytes = tonumber(redis.call('HGET', key('meta'), 'bytes')) or 0
     if depth >= tonumber(ARGV[at]) or bytes + size > tonumber(ARGV[at + 1]) then return { 'full' } end
     answer = { 'yes' }

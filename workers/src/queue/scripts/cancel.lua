@@ -21,4 +21,4 @@ if mark then
   redis.call('ZADD', key('deadlines'), now, id)
   return { 'signalled' }
 end
-return { 'waiting', fence or '0', whole(next_fence(fence)), job, started or '', target or '0' }
+return { 'waiting', fence or '0', next_fence(fence), job, started or '', target or '0' }

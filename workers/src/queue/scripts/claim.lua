@@ -1,4 +1,5 @@
--- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, then of every scope its
+-- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, '1' when an earlier claim has just registered the
+-- worker as idle, then of every scope its
 -- name, concurrency, requests a minute, tokens a minute and calls that may leave at once (empty: no limit), and how long until one more may leave than those.
 -- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
 local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -8,10 +9,12 @@ local WEIGHT = { interactive = 8, default = 3, batch = 1 }
 local PATIENCE = { interactive = 10000, default = 30000, batch = 60000 }
 -- At most so many entries of ended runs are swept out of the lists in one step.
 local SWEEP = 500
+-- Accounts that a lane has passed are swept out when its virtual time passes a multiple of this.
+local SWEPT_EVERY = 20000
 local IDLE_TTL = 45000
 
 local scopes, named = {}, {}
-for i = 5, #ARGV, 6 do
+for i = 6, #ARGV, 6 do
   local scope = {
     name = ARGV[i],
     max_slots = tonumber(ARGV[i + 1]),
@@ -20,6 +23,8 @@ for i = 5, #ARGV, 6 do
     at_once = tonumber(ARGV[i + 4]),
     next_call = tonumber(ARGV[i + 5]),
     heads = {},
+    lines = {},
+    alone = {},
   }
   scopes[#scopes + 1] = scope
   named[scope.name] = true
@@ -27,6 +32,7 @@ end
 
 -- A worker with free slots left is idle: new work of its scopes wakes it.
 local function set_idle(is_idle)
+  if is_idle == (ARGV[5] == '1') then return end
   for _, scope in ipairs(scopes) do
     local idle = key('idle', scope.name)
     if is_idle then
@@ -39,28 +45,64 @@ local function set_idle(is_idle)
   end
 end
 
-if redis.call('EXISTS', key('paused')) == 1 then
+local all_paused, forgot, epoch = unpack(redis.call('MGET', key('paused'), key('forgot'), key('epoch')))
+if all_paused then
   set_idle(true)
   return { -1, {} }
 end
 
-for scope in pairs(promote()) do
-  if not named[scope] then wake(scope) end
+local function first_delayed()
+  return tonumber(redis.call('ZRANGE', key('delay'), 0, 0, 'WITHSCORES')[2]) or math.huge
+end
+local upcoming = first_delayed()
+if upcoming <= now then
+  for scope in pairs(promote()) do
+    if not named[scope] then wake(scope) end
+  end
+  upcoming = first_delayed()
 end
 
 -- What was forgotten may still be in a call (for as long as a lease), and its requests and tokens count for a minute.
-local forgot = note_loss(ARGV[4] == '1')
+forgot = note_loss(ARGV[4] == '1', forgot, epoch)
 
-local meta = {}
+-- The lines that there are.
+local turns = {}
 for _, lane in ipairs(LANES) do
-  local credit, virtual = unpack(redis.call('HMGET', key('meta'), 'credit:' .. lane, 'virtual:' .. lane))
-  meta[lane] = { credit = tonumber(credit) or 0, virtual = tonumber(virtual) or 0 }
+  for _, scope in ipairs(scopes) do
+    turns[#turns + 1] = key('turns', lane, scope.name)
+  end
 end
+local left = #turns > 0 and redis.call('EXISTS', unpack(turns)) or 0
+if left == 0 then
+  set_idle(true)
+  return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), {} }
+end
+for i, lane in ipairs(LANES) do
+  for j, scope in ipairs(scopes) do
+    local line = turns[(i - 1) * #scopes + j]
+    if left > 0 and redis.call('EXISTS', line) == 1 then
+      left = left - 1
+      scope.lines[lane] = line
+      scope.is_busy = true
+    end
+  end
+end
+
+local meta, fields = {}, { 'bytes' }
+for _, lane in ipairs(LANES) do
+  fields[#fields + 1] = 'credit:' .. lane
+  fields[#fields + 1] = 'virtual:' .. lane
+end
+local values = redis.call('HMGET', key('meta'), unpack(fields))
+for i, lane in ipairs(LANES) do
+  meta[lane] = { credit = tonumber(values[2 * i]) or 0, virtual = tonumber(values[2 * i + 1]) or 0 }
+end
+local waiting_bytes = tonumber(values[1]) or 0
 
 -- What the scope's limits have left.
 local busy = {}
 for _, scope in ipairs(scopes) do
-  if has_waiting(scope.name) then
+  if scope.is_busy then
     busy[#busy + 1] = scope
     local paused = tonumber(redis.call('GET', key('paused', scope.name)))
     if forgot and (scope.max_requests or scope.max_tokens) then
@@ -69,8 +111,8 @@ for _, scope in ipairs(scopes) do
       paused = math.max(paused or 0, forgot + lease)
     end
     if paused and paused > now then scope.paused = paused end
-    redis.call('ZREMRANGEBYSCORE', key('slots', scope.name), '-inf', now)
     if scope.max_slots then
+      redis.call('ZREMRANGEBYSCORE', key('slots', scope.name), '-inf', now)
       scope.slots = scope.max_slots - redis.call('ZCARD', key('slots', scope.name))
     end
     if scope.max_requests then
@@ -110,25 +152,68 @@ local function opens_at(scope, head)
   return now + 1000
 end
 
+-- The virtual times of accounts: read once, and written once in the end.
+local times = {}
+for _, lane in ipairs(LANES) do
+  times[lane] = { known = {}, changed = {} }
+end
+
+local function time_of(lane, account)
+  local known = times[lane].known
+  known[account] = known[account] or tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+  return known[account]
+end
+
+local function set_turn(scope, lane, account, virtual)
+  local alone = scope.alone[lane]
+  if alone then
+    alone.virtual = virtual
+    alone.moved = true
+  else
+    redis.call('ZADD', scope.lines[lane], 'XX', virtual, account)
+  end
+end
+
+-- The account has no run left in the line.
+local function leave_line(scope, lane, account)
+  redis.call('ZREM', scope.lines[lane], account)
+  if scope.alone[lane] then
+    scope.alone[lane], scope.lines[lane] = nil, nil
+  end
+end
+
 -- The run whose turn it is in a lane of a scope: the first one of the account with the lowest virtual time. Entries of runs that have left the
 -- line in another way (cancelled, expired) are swept out here.
 local swept = 0
 local function find_head(lane, scope)
-  local turns = key('turns', lane, scope.name)
-  while true do
-    local first = redis.call('ZRANGE', turns, 0, 0, 'WITHSCORES')
-    local account, virtual = first[1], tonumber(first[2])
-    if not account then return false end
-    -- The account may have had turns in other scopes of the lane since.
-    local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
-    local line = key('ready', lane, scope.name, account)
-    local id = redis.call('LINDEX', line, 0)
-    if not id then
-      redis.call('ZREM', turns, account)
-    elseif own > virtual then
-      redis.call('ZADD', turns, own, account)
+  local turns = scope.lines[lane]
+  while turns do
+    local alone = scope.alone[lane]
+    local account, virtual
+    if alone then
+      account, virtual = alone.account, alone.virtual
     else
-      local state, run_scope, ready, tokens, deadline, cancel = read(id, 'state', 'scope', 'ready', 'tokens', 'deadline', 'cancel')
+      local first = redis.call('ZRANGE', turns, 0, 1, 'WITHSCORES')
+      account, virtual = first[1], tonumber(first[2])
+      if not account then
+        scope.lines[lane] = nil
+        return false
+      end
+      -- Nobody else comes into a line while this claim looks at it.
+      if not first[3] then scope.alone[lane] = { account = account, virtual = virtual } end
+    end
+    -- The account may have had turns in other scopes of the lane since.
+    local own = time_of(lane, account)
+    local line = key('ready', lane, scope.name, account)
+    local id, next_id = unpack(redis.call('LRANGE', line, 0, 1))
+    if not id then
+      leave_line(scope, lane, account)
+      turns = scope.lines[lane]
+    elseif own > virtual then
+      set_turn(scope, lane, account, own)
+    else
+      local state, run_scope, ready, tokens, deadline, cancel, fence, attempts, limited, target, started, log, followers = read(
+        id, 'state', 'scope', 'ready', 'tokens', 'deadline', 'cancel', 'fence', 'attempts', 'limited', 'target', 'started', 'log', 'followers')
       if state == 'ready' and run_scope == scope.name then
         local work = 'call'
         if cancel then
@@ -137,8 +222,9 @@ local function find_head(lane, scope)
           work = 'expire'
         end
         return {
-          id = id, account = account, virtual = virtual, line = line, turns = turns, lane = lane, scope = scope,
-          work = work, ready = tonumber(ready), tokens = tonumber(tokens),
+          id = id, account = account, virtual = virtual, line = line, lane = lane, scope = scope,
+          work = work, ready = tonumber(ready), tokens = tonumber(tokens), is_last = not next_id,
+          fence = fence, attempts = attempts, limited = limited, target = target, started = started, log = log, followers = followers,
         }
       end
       redis.call('LPOP', line)
@@ -146,6 +232,7 @@ local function find_head(lane, scope)
       if swept >= SWEEP then return false end
     end
   end
+  return false
 end
 
 -- The run that goes next, over all lanes and scopes; nil when none may.
@@ -188,6 +275,8 @@ local function choose()
 end
 
 local claims, bytes = {}, 0
+-- What is written once for all claims: who no longer waits, and the leases.
+local left_lane, left_all, leases = {}, {}, {}
 
 -- Hands a run out, with everything that it takes from the limits.
 local function hand_out(head)
@@ -195,22 +284,30 @@ local function hand_out(head)
   redis.call('LPOP', head.line)
   scope.heads[lane] = nil
   local job = redis.call('GET', key('job', id))
-  local fence, attempts, limited, target, started, log, followers =
-    read(id, 'fence', 'attempts', 'limited', 'target', 'started', 'log', 'followers')
-  end_wait(id, lane)
   if not job then
     forget(id)
     return
   end
-  local attempt = (tonumber(attempts) or 0) + 1
-  local waited = math.max(now - head.ready, 0)
-  fence = take(id, fence, worker, head.work, lease)
+  local attempt = (tonumber(head.attempts) or 0) + 1
+  local number = whole(attempt)
+  local waited = whole(math.max(now - head.ready, 0))
+  local fence = next_fence(head.fence)
+  local started, log = head.started or NOW, head.log
+  left_lane[lane] = left_lane[lane] or {}
+  table.insert(left_lane[lane], id)
+  left_all[#left_all + 1] = id
+  leases[#leases + 1] = now + lease
+  leases[#leases + 1] = id
+  waiting_bytes = waiting_bytes - #job
   if head.work == 'call' then
-    started = started or whole(now)
-    redis.call('HSET', key('run', id), 'attempts', attempt, 'taken', whole(now), 'waited', whole(waited), 'started', started)
-    if log then note(id, followers, 's' .. whole(attempt)) end
-    redis.call('ZADD', key('slots', scope.name), now + lease, id)
-    if scope.slots then scope.slots = scope.slots - 1 end
+    local held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
+    redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', 'call', 'attempts', number,
+      'taken', NOW, 'waited', waited, 'started', started, 'held', held)
+    if log then note(id, head.followers, 's' .. number) end
+    if scope.slots then
+      redis.call('ZADD', key('slots', scope.name), now + lease, id)
+      scope.slots = scope.slots - 1
+    end
     if scope.at_once then scope.at_once = scope.at_once - 1 end
     if scope.counted then
       charge(key('requests', scope.name))
@@ -225,16 +322,23 @@ local function hand_out(head)
     local start = math.max(head.virtual, meta[lane].virtual)
     meta[lane].virtual = start
     local after = start + math.max(head.tokens, 1)
-    redis.call('ZADD', key('virtual', lane), after, head.account)
-    redis.call('ZADD', head.turns, 'XX', after, head.account)
+    times[lane].known[head.account] = after
+    times[lane].changed[head.account] = after
+    if head.is_last then
+      leave_line(scope, lane, head.account)
+    else
+      set_turn(scope, lane, head.account, after)
+    end
     for _, other in ipairs(busy) do
       local stale = other.heads[lane]
       if stale and stale.account == head.account then other.heads[lane] = nil end
     end
+  else
+    redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', head.work)
   end
   bytes = bytes + #job
   claims[#claims + 1] = {
-    id, job, fence, whole(attempt), limited or '0', target or '0', whole(waited), started or whole(now), head.work,
+    id, job, fence, number, head.limited or '0', head.target or '0', waited, started, head.work,
     '', '', '', '', '', mark(id, log),
   }
 end
@@ -254,18 +358,47 @@ while true do
   hand_out(head)
 end
 
-if #claims > 0 then
-  for _, lane in ipairs(LANES) do
-    redis.call('HSET', key('meta'), 'credit:' .. lane, meta[lane].credit, 'virtual:' .. lane, whole(meta[lane].virtual))
-    -- An account whose time the lane has passed is as good as new.
-    redis.call('ZREMRANGEBYSCORE', key('virtual', lane), '-inf', '(' .. whole(meta[lane].virtual))
+for _, scope in ipairs(busy) do
+  for lane, alone in pairs(scope.alone) do
+    if alone.moved then redis.call('ZADD', scope.lines[lane], 'XX', alone.virtual, alone.account) end
   end
+end
+for _, lane in ipairs(LANES) do
+  local changed = {}
+  for account, virtual in pairs(times[lane].changed) do
+    changed[#changed + 1] = virtual
+    changed[#changed + 1] = account
+  end
+  if #changed > 0 then redis.call('ZADD', key('virtual', lane), unpack(changed)) end
+end
+
+if #claims > 0 then
+  local changed = { 'bytes', whole(waiting_bytes) }
+  for i, lane in ipairs(LANES) do
+    local credit, virtual = meta[lane].credit, meta[lane].virtual
+    if credit ~= (tonumber(values[2 * i]) or 0) then
+      changed[#changed + 1] = 'credit:' .. lane
+      changed[#changed + 1] = credit
+    end
+    local before = tonumber(values[2 * i + 1]) or 0
+    if virtual ~= before then
+      changed[#changed + 1] = 'virtual:' .. lane
+      changed[#changed + 1] = whole(virtual)
+      -- An account whose time the lane has passed is as good as new. They are swept out now and then.
+      if math.floor(virtual / SWEPT_EVERY) ~= math.floor(before / SWEPT_EVERY) then
+        redis.call('ZREMRANGEBYSCORE', key('virtual', lane), '-inf', '(' .. whole(virtual))
+      end
+    end
+    if left_lane[lane] then redis.call('ZREM', key('waiting', lane), unpack(left_lane[lane])) end
+  end
+  redis.call('HSET', key('meta'), unpack(changed))
+  redis.call('ZREM', key('deadlines'), unpack(left_all))
+  redis.call('ZADD', key('lease'), unpack(leases))
 end
 
 set_idle(#claims < free)
 if more then wake(more.scope.name) end
 
-local upcoming = tonumber(redis.call('ZRANGE', key('delay'), 0, 0, 'WITHSCORES')[2]) or math.huge
 for _, scope in ipairs(busy) do
   for _, lane in ipairs(LANES) do
     if scope.heads[lane] then upcoming = math.min(upcoming, opens_at(scope, scope.heads[lane])) end

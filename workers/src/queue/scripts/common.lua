@@ -16,8 +16,12 @@ local MINUTE = 60000
 -- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
 local ANSWER_BYTES = 4 * 1024 * 1024
 
-local function key(...)
-  return KEYS[1] .. ':' .. table.concat({ ... }, ':')
+local PREFIX = KEYS[1] .. ':'
+local function key(name, a, b, c)
+  if not a then return PREFIX .. name end
+  if not b then return PREFIX .. name .. ':' .. a end
+  if not c then return PREFIX .. name .. ':' .. a .. ':' .. b end
+  return PREFIX .. name .. ':' .. a .. ':' .. b .. ':' .. c
 end
 
 -- Minus zero is a number too, and Redis reads its text as none: adding zero makes it zero.
@@ -25,12 +29,23 @@ local function whole(number)
   return string.format('%.0f', number + 0)
 end
 
+local NOW = whole(now)
+
+-- What the meaning of `held` in a run is: what its call took from the limits of its scope, an 's' for a slot and a 't' for tokens.
+local function has(held, what)
+  return held and string.find(held, what, 1, true) ~= nil
+end
+
 local function read(id, ...)
   return unpack(redis.call('HMGET', key('run', id), ...))
 end
 
+local NOW_US = nil
 local function next_fence(previous)
-  return math.max((tonumber(previous) or 0) + 1, now_us)
+  local fence = math.max((tonumber(previous) or 0) + 1, now_us)
+  if fence > now_us then return whole(fence) end
+  NOW_US = NOW_US or whole(now_us)
+  return NOW_US
 end
 
 -- Wakes one worker that ran out of work in this scope, unless as many as are idle have been woken already. A worker that
@@ -40,8 +55,7 @@ local function wake(scope)
     local tokens = key('wake', name)
     local idle = redis.call('ZCOUNT', key('idle', name), now, '+inf')
     if idle > 0 and redis.call('LLEN', tokens) < idle then
-      redis.call('RPUSH', tokens, 1)
-      redis.call('PEXPIRE', tokens, WAKE_TTL)
+      if redis.call('RPUSH', tokens, 1) == 1 then redis.call('PEXPIRE', tokens, WAKE_TTL) end
       return
     end
   end
@@ -55,9 +69,9 @@ local function has_waiting(scope)
   return redis.call('EXISTS', unpack(keys)) > 0
 end
 
--- Gives a concurrency slot back; whoever waits for it is woken.
-local function free_slot(id, scope)
-  if redis.call('ZREM', key('slots', scope), id) == 1 and has_waiting(scope) then
+-- Gives a concurrency slot back, if the call took one; whoever waits for it is woken.
+local function free_slot(id, scope, held)
+  if has(held, 's') and redis.call('ZREM', key('slots', scope), id) == 1 and has_waiting(scope) then
     wake(scope)
   end
 end
@@ -75,23 +89,33 @@ local function end_wait(id, lane)
   redis.call('HINCRBY', key('meta'), 'bytes', whole(-redis.call('STRLEN', key('job', id))))
 end
 
--- Puts a waiting run in line. An account that becomes active starts at the virtual time of its lane, never before it.
-local function make_ready(id, lane, scope, account, since, in_front)
-  redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
-  redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id)
+-- Puts a run that is ready in line. An account that becomes active starts at the virtual time of its lane, never before it.
+local function line_up(id, lane, scope, account, since, in_front)
+  redis.call('ZADD', key('waiting', lane), since, id)
+  -- An account with a line has its turn; one whose run was handed back may have lost it.
+  if redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id) > 1 and not in_front then return end
   local virtual = tonumber(redis.call('HGET', key('meta'), 'virtual:' .. lane)) or 0
   local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
   redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
-  redis.call('ZADD', key('waiting', lane), since, id)
 end
 
--- Sends an ending to the front door that waits, if one does. The stream of a front door that is gone ends with its time to live.
-local function reply(front_door, ending)
-  if front_door then
-    local stream = key('reply', front_door)
-    redis.call('XADD', stream, '*', 'ending', ending)
+local function make_ready(id, lane, scope, account, since, in_front)
+  redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
+  line_up(id, lane, scope, account, since, in_front)
+end
+
+-- Adds to the stream of a front door. Its reader renews its time to live, so that the stream of a front door that is gone ends with that.
+local function send(front_door, ...)
+  local stream = key('reply', front_door)
+  if not redis.call('XADD', stream, 'NOMKSTREAM', '*', ...) then
+    redis.call('XADD', stream, '*', ...)
     redis.call('PEXPIRE', stream, REPLY_TTL)
   end
+end
+
+-- Sends an ending to the front door that waits, if one does.
+local function reply(front_door, ending)
+  if front_door then send(front_door, 'ending', ending) end
 end
 
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.
@@ -107,7 +131,7 @@ end
 
 -- Makes `worker` the owner of a run under a new fence, which is returned.
 local function take(id, previous_fence, worker, work, lease)
-  local fence = whole(next_fence(previous_fence))
+  local fence = next_fence(previous_fence)
   redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', work)
   redis.call('ZADD', key('lease'), now + lease, id)
   return fence

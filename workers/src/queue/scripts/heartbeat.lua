@@ -3,7 +3,7 @@ local expiry = now + tonumber(ARGV[1])
 local answers = {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
-  local state, fence, work, cancel, scope = read(id, 'state', 'fence', 'work', 'cancel', 'scope')
+  local state, fence, work, cancel, scope, held = read(id, 'state', 'fence', 'work', 'cancel', 'scope', 'held')
   local answer = 2
   if fence == ARGV[i + 1] and (state == 'leased' or state == 'ended') then
     -- A call whose lease ran out has lost its slot with it, so it cannot be renewed; an ending that waits to be recorded can.
@@ -11,7 +11,7 @@ for i = 2, #ARGV, 2 do
     local held_until = tonumber(redis.call('ZSCORE', key('lease'), id)) or 0
     if not calling or held_until > now then
       redis.call('ZADD', key('lease'), expiry, id)
-      if calling then redis.call('ZADD', key('slots', scope), expiry, id) end
+      if calling and has(held, 's') then redis.call('ZADD', key('slots', scope), expiry, id) end
       answer = (cancel and state == 'leased') and 1 or 0
     end
   end

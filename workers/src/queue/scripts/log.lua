@@ -4,9 +4,7 @@
 
 local function tell(id, followers, seq, event)
   for front_door in string.gmatch(followers or '', '%S+') do
-    local stream = key('reply', front_door)
-    redis.call('XADD', stream, '*', 'run', id, 'seq', seq, 'event', event)
-    redis.call('PEXPIRE', stream, REPLY_TTL)
+    send(front_door, 'run', id, 'seq', seq, 'event', event)
   end
 end
 

@@ -10,7 +10,9 @@ local function put(at, began)
   local id, account, lane, scope = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local scopes, deadline, tokens, attempts, limited, fence = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9]
   local flight, log, reply_to, job = ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
-  local fields = { 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens }
+  local fields = {
+    'state', 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
+  }
   local function set(name, value)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
@@ -31,6 +33,6 @@ local function put(at, began)
   redis.call('HSET', key('run', id), unpack(fields))
   begin_wait(id, deadline, #job)
   if flight ~= '' and wait_behind(id, lane, flight, tonumber(deadline)) then return end
-  make_ready(id, lane, scope, account, now, false)
+  line_up(id, lane, scope, account, now, false)
   wake(scope)
 end

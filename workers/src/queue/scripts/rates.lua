@@ -2,7 +2,7 @@
 -- the millisecond, so it leaves the minute only when it is *more* than 60,000 ms old.
 
 local function charge(log)
-  redis.call('RPUSH', log, whole(now))
+  redis.call('RPUSH', log, NOW)
   redis.call('PEXPIRE', log, MINUTE + 1000)
 end
 

@@ -19,13 +19,13 @@ local function take_over(id, fence, work, job, ending)
   bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
     id, job, new_fence, whole((tonumber(attempts) or 0) + 1), limited or '0', target or '0',
-    waited or whole(math.max(now - tonumber(ready), 0)), started or whole(now), work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
+    waited or whole(math.max(now - tonumber(ready), 0)), started or NOW, work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
   }
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
   if bytes > ANSWER_BYTES then break end
-  local state, fence, work, cancel, scope = read(id, 'state', 'fence', 'work', 'cancel', 'scope')
+  local state, fence, work, cancel, scope, held = read(id, 'state', 'fence', 'work', 'cancel', 'scope', 'held')
   local job = redis.call('GET', key('job', id))
   local ending = state == 'ended' and redis.call('GET', key('end', id))
   if state and state ~= 'leased' and state ~= 'ended' then
@@ -33,7 +33,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
   elseif not state or not job or (state == 'ended' and not ending) then
     forget(id)
   else
-    free_slot(id, scope)
+    free_slot(id, scope, held)
     if ending then
       work = 'record'
     elseif work == 'call' then

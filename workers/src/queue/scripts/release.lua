@@ -12,11 +12,11 @@ if uncounted and work ~= 'call' then
 end
 
 local attempts, deadline, cancel = read(id, 'attempts', 'deadline', 'cancel')
-local scopes, ready, tokens, log, followers = read(id, 'scopes', 'ready', 'tokens', 'log', 'followers')
+local scopes, ready, tokens, log, followers, held = read(id, 'scopes', 'ready', 'tokens', 'log', 'followers', 'held')
 local size = redis.call('STRLEN', key('job', id))
-free_slot(id, scope)
+free_slot(id, scope, held)
 redis.call('ZREM', key('lease'), id)
-redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken', 'behind')
+redis.call('HDEL', key('run', id), 'owner', 'work', 'taken', 'waited', 'held', 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken', 'behind')
 
 if ARGV[5] == 'limited' and work == 'call' then redis.call('HINCRBY', key('run', id), 'limited', 1) end
 -- Whoever follows is told of the retry, and that the text which was streamed does not count. There is none when the run is to end.

@@ -1,7 +1,7 @@
 -- ARGV: id, fence, tokens used (or empty), lease, life of a tombstone, state of the ended run, ending. Answers 'done', 'elsewhere' or 'unknown'.
 local id, used, ending = ARGV[1], tonumber(ARGV[3]), ARGV[7]
-local state, fence, scope, work, lane, reply_to, log, followers, flight =
-  read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers', 'flight')
+local state, fence, scope, work, lane, reply_to, log, followers, held, flight =
+  read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers', 'held', 'flight')
 if not state then
   -- The queue lost its memory. The ending goes to the ledger, and until it is there nobody should restore the run.
   redis.call('HSET', key('run', id), 'state', 'done', 'fence', ARGV[2])
@@ -24,7 +24,7 @@ redis.call('SET', key('end', id), ending)
 redis.call('HSET', key('run', id), 'state', 'ended')
 -- Those that wait behind it want to know when it is finished.
 if flight then redis.call('HSET', key('run', id), 'outcome', ARGV[6]) end
-if work == 'call' and used then settle(scope, id, fence, used) end
-free_slot(id, scope)
+if work == 'call' and used and has(held, 't') then settle(scope, id, fence, used) end
+free_slot(id, scope, held)
 announce(id, ending, reply_to, log, followers)
 return 'done'

@@ -11,7 +11,7 @@ local function spent(scope)
     redis.call('ZREM', log, call)
   end
   -- Reserved later than now: the clock was set back, and nobody knows when it was. It counts for a minute from now, and not for longer.
-  local ahead = redis.call('ZRANGEBYSCORE', log, '(' .. whole(now), '+inf')
+  local ahead = redis.call('ZRANGEBYSCORE', log, '(' .. NOW, '+inf')
   for _, call in ipairs(ahead) do
     redis.call('ZADD', log, now, call)
   end

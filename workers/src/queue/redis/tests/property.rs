@@ -36,8 +36,8 @@ impl<'a> Distributed<'a> {
         self.runtime.block_on(question).unwrap()
     }
 
-    fn command<T: FromRedisValue>(&self, command: &redis::Cmd) -> T {
-        self.ask(self.queue.connections.step(async |connection| command.query_async(connection).await))
+    fn command<T: FromRedisValue + Send>(&self, command: &redis::Cmd) -> T {
+        self.ask(self.queue.connections.ask(command))
     }
 
     /// `None` when the key may be there although no run is.
@@ -144,9 +144,8 @@ impl Driver for Distributed<'_> {
         let stream = self.queue.key(&format!("reply:{}", property::FRONT_DOOR));
         let mut read = redis::pipe();
         read.cmd("XRANGE").arg(&stream).arg("-").arg("+").cmd("DEL").arg(&stream).ignore();
-        let ask =
-            async |connection: &mut _| read.query_async::<(Vec<(String, Vec<(String, Vec<u8>)>)>,)>(connection).await;
-        let (entries,) = self.ask(self.queue.connections.step(ask));
+        type Entries = Vec<(String, Vec<(String, Vec<u8>)>)>;
+        let (entries,): (Entries,) = self.ask(self.queue.connections.ask(&read));
         let fields = entries.into_iter().flat_map(|(_, fields)| fields);
         fields.map(|(_, ending)| Ending::decode(&ending).unwrap()).collect()
     }
