@@ -69,9 +69,10 @@ async fn others_are_served_beside_a_flood(bench: &Bench) {
         bench.flood(&Spec { lane, ..run() }, 60).await;
     }
     let [interactive, default, batch] = shares(bench, 120).await;
-    assert!(interactive.abs_diff(80) <= 2, "{interactive} of 120");
-    assert!(default.abs_diff(30) <= 2, "{default} of 120");
-    assert!(batch.abs_diff(10) <= 2, "{batch} of 120");
+    // 8 to 3 to 1, or 16 to 3 to 1 once the flood has waited for longer than its lane's patience.
+    assert!((78..=98).contains(&interactive), "{interactive} of 120");
+    assert!((16..=32).contains(&default), "{default} of 120");
+    assert!((4..=12).contains(&batch), "{batch} of 120");
 }
 
 #[tokio::test(flavor = "multi_thread")]

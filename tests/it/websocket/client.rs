@@ -42,14 +42,23 @@ impl Socket {
         front_door: usize,
         headers: &[(&str, &str)],
     ) -> (Self, Response<Option<Vec<u8>>>) {
+        Self::try_open(app, front_door, headers).await.unwrap()
+    }
+
+    /// The same, for a client that may be refused.
+    pub async fn try_open(
+        app: &App,
+        front_door: usize,
+        headers: &[(&str, &str)],
+    ) -> tokio_tungstenite::tungstenite::Result<(Self, Response<Option<Vec<u8>>>)> {
         let url = format!("{}/api/v1/ws", app.urls()[front_door].replace("http:", "ws:"));
         let mut request = url.into_client_request().unwrap();
         for (name, value) in headers {
             let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
             request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
         }
-        let (stream, response) = timeout(PATIENCE, connect_async(request)).await.unwrap().unwrap();
-        (Self(stream), response)
+        let (stream, response) = timeout(PATIENCE, connect_async(request)).await.unwrap()?;
+        Ok((Self(stream), response))
     }
 
     pub async fn say(&mut self, message: &Value) {
