@@ -172,14 +172,9 @@ impl Engine {
 
 /// The body of a run of one of the prompts: a name, a sentence and a list to fill in.
 pub fn run_of(prompt: &str, stream: bool) -> Bytes {
-    let mut body = json!({
-        "promptName": prompt,
-        "variables": { "nom_utilisateur": "Steph", "nom_service": "Prompt Manager", "points": ["prix", "délai", "qualité"] },
-    });
-    if stream {
-        body["stream"] = Value::Bool(true);
-    }
-    Bytes::from(body.to_string())
+    let variables =
+        json!({ "nom_utilisateur": "Steph", "nom_service": "Prompt Manager", "points": ["prix", "délai", "qualité"] });
+    Bytes::from(json!({ "promptName": prompt, "variables": variables, "stream": stream }).to_string())
 }
 
 fn seed(setup: &Setup, env: &[(String, String)], folder: &Path) -> anyhow::Result<String> {
@@ -203,7 +198,8 @@ fn account(
     }
     let created = command(setup, env, folder, &["key", "create", "bench", "--account", name, "--json"])?;
     let created: Value = serde_json::from_str(&created)?;
-    Ok(created["key"].as_str().context("a key")?.to_owned())
+    let key = created.get("key").and_then(Value::as_str);
+    Ok(key.context("a key")?.to_owned())
 }
 
 fn command(setup: &Setup, env: &[(String, String)], folder: &Path, args: &[&str]) -> anyhow::Result<String> {

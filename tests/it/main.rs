@@ -18,6 +18,7 @@ mod client;
 mod config;
 mod conformance;
 mod contract;
+mod costs;
 mod faults;
 mod hunting;
 mod idempotency;
