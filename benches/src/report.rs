@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Names, headings and decimals of all figures, in the order of a table's columns. A table has those that one of its rows has.
-const COLUMNS: [(&str, &str, usize); 34] = [
+const COLUMNS: [(&str, &str, usize); 35] = [
     ("per_second", "runs/s", 0),
     ("p50_ms", "p50 ms", 2),
     ("p95_ms", "p95 ms", 2),
@@ -27,6 +27,7 @@ const COLUMNS: [(&str, &str, usize); 34] = [
     ("look_up_p99_ms", "look-up p99 ms", 2),
     ("list_p50_ms", "list p50 ms", 2),
     ("list_p99_ms", "list p99 ms", 2),
+    ("ledger_bytes", "ledger B/run", 0),
     ("bytes_each", "bytes a socket", 0),
     ("cpu_ms", "CPU ms/run", 3),
     ("redis_cpu_ms", "Redis CPU ms", 3),

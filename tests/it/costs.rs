@@ -100,11 +100,8 @@ impl Scene {
             }
         }
         for line in redis.cli(&["INFO", "stats"]).lines() {
-            match line.trim_end().split_once(':') {
-                Some(("total_net_input_bytes" | "total_net_output_bytes", bytes)) => {
-                    counts.bytes += bytes.parse::<f64>().unwrap();
-                }
-                _ => {}
+            if let Some(("total_net_input_bytes" | "total_net_output_bytes", bytes)) = line.trim_end().split_once(':') {
+                counts.bytes += bytes.parse::<f64>().unwrap();
             }
         }
         let text = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::float8 AS transactions, \

@@ -59,6 +59,7 @@ async fn measure(
         latency(engine, paths, ["look_up_p50_ms", "look_up_p99_ms"], &mut figures).await?;
         let paths = (0..50).map(|_| "/api/v1/runs?limit=100".to_owned());
         latency(engine, paths, ["list_p50_ms", "list_p99_ms"], &mut figures).await?;
+        figures.set("ledger_bytes", bytes_a_run(ledger).await?);
         let row = row("growth", case.clone(), engine.mode.as_str(), round, figures, &seen);
         report.add(row, seen.complaint.as_deref());
     }
@@ -90,6 +91,22 @@ async fn oldest(ledger: &DatabaseConnection) -> anyhow::Result<Vec<Uuid>> {
     let text = format!("SELECT id FROM runs ORDER BY id LIMIT {LOOKED_UP}");
     let rows = ledger.query_all_raw(Statement::from_string(ledger.get_database_backend(), text)).await?;
     Ok(rows.iter().map(|row| row.try_get("", "id")).collect::<Result<_, _>>()?)
+}
+
+/// What a run takes on disk: its row, that of its attempt, and their part of the indexes.
+async fn bytes_a_run(ledger: &DatabaseConnection) -> anyhow::Result<f64> {
+    let backend = ledger.get_database_backend();
+    let text = match backend {
+        DbBackend::Postgres => {
+            "SELECT (pg_total_relation_size('runs') + pg_total_relation_size('attempts'))::float8 / count(*) AS each FROM runs"
+        }
+        _ => {
+            "SELECT CAST((SELECT page_count FROM pragma_page_count()) * (SELECT page_size FROM pragma_page_size()) AS REAL) \
+             / count(*) AS each FROM runs"
+        }
+    };
+    let row = ledger.query_one_raw(Statement::from_string(backend, text)).await?.context("one row")?;
+    Ok(row.try_get("", "each")?)
 }
 
 /// Fills the ledger up to so many runs with copies of its first one and of its attempt, under ids of the time before it: older runs are what
