@@ -17,8 +17,8 @@ use workers::{
     providers::Secret,
 };
 
-pub use self::text::KeyText;
-use self::{text::Digest, uses::Uses};
+pub use self::text::{Digest, KeyText};
+use self::uses::Uses;
 use crate::{
     accounts::{Account, Accounts, checked_name, unreadable},
     audit::{self, Actor},

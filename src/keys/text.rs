@@ -18,14 +18,15 @@ const LENGTH: usize = PREFIX.len() + RANDOM_CHARACTERS + CHECK_CHARACTERS;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// The SHA-256 of a key's text: what stands for it in memory.
-pub(super) type Digest = [u8; 32];
+pub type Digest = [u8; 32];
 
 /// A well-formed key. Its `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyText(String);
 
 impl KeyText {
-    pub(super) fn mint(random: &mut impl CryptoRng) -> Self {
+    /// A new key of 196 random bits.
+    pub fn mint(random: &mut impl CryptoRng) -> Self {
         let mut text = String::with_capacity(LENGTH);
         text.push_str(PREFIX);
         text.extend(random.sample_iter(Alphanumeric).take(RANDOM_CHARACTERS).map(char::from));
@@ -55,7 +56,8 @@ impl KeyText {
         format!("{PREFIX}***{tail}")
     }
 
-    pub(super) fn digest(&self) -> Digest {
+    /// What stands for it in memory, so that no text of a key is kept.
+    pub fn digest(&self) -> Digest {
         Sha256::digest(self.0.as_bytes()).into()
     }
 

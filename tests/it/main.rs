@@ -19,6 +19,7 @@ mod client;
 mod config;
 mod conformance;
 mod contract;
+mod costs;
 mod faults;
 mod hunting;
 mod idempotency;

@@ -23,7 +23,7 @@ bin=$1; port=$2; child=
 dir=$(mktemp -d /tmp/prompt-manager-postgres.XXXXXX) || exit 1
 start() {
     "$bin/postgres" -D "$dir/data" -p "$port" -k "" -c listen_addresses=127.0.0.1 -c max_connections=200 \
-        -c fsync=off -c full_page_writes=off -c shared_buffers=32MB </dev/null >>"$dir/log" 2>&1 &
+        -c fsync=off -c full_page_writes=off -c shared_buffers=32MB -c shared_preload_libraries=pg_stat_statements </dev/null >>"$dir/log" 2>&1 &
     child=$!
     # The last line of this file says when connections are taken.
     until grep -qs ready "$dir/data/postmaster.pid"; do

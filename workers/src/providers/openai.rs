@@ -55,6 +55,16 @@ impl OpenAi {
         Ok(Self { settings, url, dialect, access })
     }
 
+    /// Reads the answer to a call, whoever sent that: its clock starts now.
+    pub async fn read_answer(
+        &self,
+        response: Response,
+        call: &Call<'_>,
+        sink: &mut dyn DeltaSink,
+    ) -> Result<Completion, CallError> {
+        self.read(response, call, &Patience::start(&self.settings, call)?, sink).await
+    }
+
     async fn read(&self, response: Response, call: &Call<'_>, patience: &Patience, sink: &mut dyn DeltaSink) -> Read {
         if !response.status().is_success() {
             return Err(self.refusal(response, call, patience).await);

@@ -1,0 +1,75 @@
+//! How fast runs go in that nobody waits for, and how fast they come out: no-op runs of the offline model, 64 submitting at a time.
+//!
+//! Distributed, the queue is paused until all are in, so that the two halves can be told apart. An embedded queue has no such switch: it
+//! executes while it accepts, and `drained/s` counts from the first submission.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
+use tokio::time::sleep;
+
+use super::{Plan, row};
+use crate::{
+    engine::{Engine, Mode, NO_OP, run_of},
+    load,
+    report::Report,
+    servers,
+    target::Target,
+};
+
+const SUBMITTERS: usize = 64;
+
+pub async fn drain(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
+    for round in 0..plan.rounds {
+        for &mode in &plan.modes {
+            let engine = Engine::start(mode, &plan.setup).await?;
+            let ledger = servers::connect(&engine.database_url()).await?;
+            let target = Target::engine(&engine, run_of(NO_OP, false))?;
+            load::all_of(&engine.background()?, &target.body, 16, 200).await?;
+            until_all_ended(&ledger).await?;
+            let (mut accepting, mut draining) = (Duration::ZERO, Duration::ZERO);
+            let work = async || {
+                if mode == Mode::Distributed {
+                    engine.pause(true)?;
+                }
+                let start = Instant::now();
+                let mut seen = load::all_of(&engine.background()?, &target.body, SUBMITTERS, plan.runs).await?;
+                accepting = seen.elapsed();
+                let mut drain_start = start;
+                if mode == Mode::Distributed {
+                    engine.pause(false)?;
+                    drain_start = Instant::now();
+                }
+                until_all_ended(&ledger).await?;
+                draining = drain_start.elapsed();
+                seen.lasted(start.elapsed());
+                Ok(seen)
+            };
+            let (mut figures, seen) = target.measured(work, None).await?;
+            for (from, to) in [("p50_ms", "accept_p50_ms"), ("p99_ms", "accept_p99_ms")] {
+                figures.rename(from, to);
+            }
+            figures.remove("p95_ms");
+            figures.set("accepted_per_second", seen.count() as f64 / accepting.as_secs_f64());
+            figures.set("drained_per_second", seen.count() as f64 / draining.as_secs_f64());
+            let case = format!("{} runs", plan.runs);
+            report.add(row("drain", case, mode.as_str(), round, figures, &seen), seen.complaint.as_deref());
+        }
+    }
+    Ok(())
+}
+
+/// Waits until no run of the ledger is unfinished.
+pub async fn until_all_ended(ledger: &DatabaseConnection) -> anyhow::Result<()> {
+    let give_up = Instant::now() + Duration::from_secs(1800);
+    let text = "SELECT id FROM runs WHERE finished_at IS NULL LIMIT 1";
+    while Instant::now() < give_up {
+        let query = Statement::from_string(ledger.get_database_backend(), text);
+        if ledger.query_one_raw(query).await?.is_none() {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    bail!("half an hour later there are unfinished runs still")
+}

@@ -1,0 +1,146 @@
+//! What a scenario measures: the provider itself, our engine in a mode, or a server that somebody else started.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::Context;
+use bytes::Bytes;
+use hyper::{HeaderMap, Uri, header::HeaderName};
+use serde::Deserialize;
+use tokio::time::sleep;
+
+use crate::{
+    caller::Endpoint,
+    counts::Counts,
+    engine::Engine,
+    load::{self, Seen},
+    process,
+    report::Figures,
+};
+
+/// Until what was batched is written, so that it counts for the runs that it belongs to.
+const SETTLE: Duration = Duration::from_millis(700);
+
+/// A server that already runs, as a file says: name, URL, headers, body, process ids.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Extra {
+    pub name: String,
+    url: String,
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    body: String,
+    /// Its processes; their children count too.
+    #[serde(default)]
+    pids: Vec<u32>,
+}
+
+impl Extra {
+    pub fn read(file: &Path) -> anyhow::Result<Vec<Self>> {
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| file.display().to_string())
+    }
+
+    fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let url: Uri = self.url.parse()?;
+        let authority = url.authority().context("a URL with a host and a port")?;
+        let address: SocketAddr = authority.as_str().parse().context("an address and a port on this machine")?;
+        let mut endpoint = Endpoint::new(address, url.path_and_query().map_or("/", |path| path.as_str()))?;
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            headers.insert(HeaderName::try_from(name)?, value.parse()?);
+        }
+        endpoint.headers.extend(headers);
+        Ok(endpoint)
+    }
+}
+
+/// Whose requests are sent.
+pub enum Subject<'a> {
+    Provider,
+    Engine(&'a Engine),
+    Extra(&'a Extra),
+}
+
+/// A subject, where its requests go, and what they say.
+pub struct Target<'a> {
+    pub subject: Subject<'a>,
+    pub endpoint: Endpoint,
+    pub body: Bytes,
+}
+
+impl<'a> Target<'a> {
+    pub fn engine(engine: &'a Engine, body: Bytes) -> anyhow::Result<Self> {
+        Ok(Self { endpoint: engine.endpoint()?, subject: Subject::Engine(engine), body })
+    }
+
+    /// The provider itself: what the same call costs without anything in between.
+    pub fn provider(address: SocketAddr, model: &str, stream: bool) -> anyhow::Result<Self> {
+        let body = format!(
+            r#"{{"model":"{model}","messages":[{{"role":"user","content":"Écris un courriel de bienvenue."}}],"stream":{stream}}}"#
+        );
+        let endpoint = Endpoint::new(address, "/v1/chat/completions")?;
+        Ok(Self { subject: Subject::Provider, endpoint, body: Bytes::from(body) })
+    }
+
+    pub fn extra(extra: &'a Extra) -> anyhow::Result<Self> {
+        let body = Bytes::from(extra.body.clone());
+        Ok(Self { endpoint: extra.endpoint()?, subject: Subject::Extra(extra), body })
+    }
+
+    pub fn name(&self) -> &str {
+        match &self.subject {
+            Subject::Provider => "direct",
+            Subject::Engine(engine) => engine.mode.as_str(),
+            Subject::Extra(extra) => &extra.name,
+        }
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        match &self.subject {
+            Subject::Provider => Vec::new(),
+            Subject::Engine(engine) => process::family(&engine.processes()),
+            Subject::Extra(extra) => process::family(&extra.pids),
+        }
+    }
+
+    async fn counts(&self) -> anyhow::Result<Option<Counts>> {
+        Ok(match &self.subject {
+            Subject::Provider => None,
+            Subject::Engine(engine) => Some(Counts::of(engine).await?),
+            Subject::Extra(extra) => Some(Counts::of_processes(&extra.pids)),
+        })
+    }
+
+    /// Lets so many callers call for so long, and says what that took.
+    pub async fn measure(
+        &self,
+        callers: usize,
+        length: Duration,
+        direct: Option<&Figures>,
+    ) -> anyhow::Result<(Figures, Seen)> {
+        self.measured(async || load::closed_loop(&self.endpoint, &self.body, callers, length).await, direct).await
+    }
+
+    /// Makes any load, and says what that took.
+    pub async fn measured(
+        &self,
+        work: impl AsyncFnOnce() -> anyhow::Result<Seen>,
+        direct: Option<&Figures>,
+    ) -> anyhow::Result<(Figures, Seen)> {
+        let processes = self.processes();
+        process::forget_peaks(&processes);
+        let before = self.counts().await?;
+        let seen = work().await?;
+        let mut figures = Figures::default();
+        figures.set("per_second", seen.per_second());
+        figures.set_latency(seen.percentiles([500, 950, 990]), direct);
+        if let Some(before) = before {
+            sleep(SETTLE).await;
+            if let Some(after) = self.counts().await? {
+                after.since(&before, seen.count(), &mut figures);
+                eprint!("{}", after.detail(&before, seen.count()).unwrap_or_default());
+            }
+            figures.set("peak_mib", process::peak_memory(&processes) / (1024.0 * 1024.0));
+        }
+        Ok((figures, seen))
+    }
+}
