@@ -86,7 +86,14 @@ impl Runner {
             // Armed before the run exists: a caller can hang up between the enqueueing and its confirmation.
             let cancels = answer != Answer::Later && on_disconnect == OnDisconnect::Cancel;
             let mut hang_up = HangUp { engine: self.engine.clone(), run, armed: cancels };
-            let accepted = self.engine.submit(job, rules(principal, &self.config.limits), promise).await;
+            let rules = rules(principal, &self.config.limits);
+            let accepted = if answer == Answer::Later {
+                let left = self.engine.leave(job, rules, promise).await;
+                left.map(|Accepted { rates, cache, .. }| Accepted { rates, cache, waiter: None })
+            } else {
+                let waited_for = self.engine.submit(job, rules, promise).await;
+                waited_for.map(|Accepted { rates, cache, waiter }| Accepted { rates, cache, waiter: Some(waiter) })
+            };
             let Accepted { rates, cache, waiter } = accepted.inspect_err(|_| hang_up.armed = false)?;
             Ok(Started {
                 run,
@@ -304,7 +311,8 @@ pub struct Started {
     answer: Answer,
     /// The run as its caller sees it before it ends; only for callers that may leave before that.
     queued: Option<Box<RunView>>,
-    waiter: Waiter,
+    /// `None` for a caller that does not wait.
+    waiter: Option<Waiter>,
     hang_up: HangUp,
 }
 
@@ -334,10 +342,10 @@ impl Started {
         };
         let until = patience.map_or(self.deadline, |patience| patience.min(self.deadline));
         let mut sent_away = false;
-        if self.answer != Answer::Later {
+        if let Some(waiter) = &mut self.waiter {
             let ending = tokio::select! {
                 biased;
-                ending = timeout_at(until, self.waiter.ending()) => ending.ok(),
+                ending = timeout_at(until, waiter.ending()) => ending.ok(),
                 () = self.hang_up.engine.dismissed() => {
                     sent_away = true;
                     None

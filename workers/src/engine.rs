@@ -55,7 +55,7 @@ pub enum Promise {
     Keyed(IdempotencyKey),
 }
 
-/// A run that was accepted, with its caller's way to hear of it: a [`Waiter`] or its [`Events`].
+/// A run that was accepted, with its caller's way to hear of it: a [`Waiter`], its [`Events`], or nothing.
 pub struct Accepted<W> {
     pub rates: Vec<RateLeft>,
     /// [`CacheUse::Hit`] when the run has ended already, with a result that was there; [`CacheUse::Miss`] when it shares its result and there was none
@@ -151,11 +151,17 @@ impl Engine {
     ) -> Result<Accepted<Waiter>, SubmitError> {
         // Registered before anything is sent, so that no ending can come too early.
         let waiter = self.0.waiters.register(job.id);
-        let Entry { rates, cache, ending } = self.enter(job, rules, promise).await?;
+        let Entry { rates, cache, ending } = self.enter(job, rules, promise, Some(self.0.front_door)).await?;
         if let Some(ending) = ending {
             self.0.waiters.end(*ending);
         }
         Ok(Accepted { rates, cache, waiter })
+    }
+
+    /// The same for a caller that leaves with the run's id: nobody is told of the ending.
+    pub async fn leave(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Accepted<()>, SubmitError> {
+        let Entry { rates, cache, .. } = self.enter(job, rules, promise, None).await?;
+        Ok(Accepted { rates, cache, waiter: () })
     }
 
     /// The same for a caller that wants to be told of everything. The job says that it is streamed.
@@ -166,7 +172,7 @@ impl Engine {
         promise: Promise,
     ) -> Result<Accepted<Events>, SubmitError> {
         let mut waiter = self.events(job.id, 0).begin();
-        let Entry { rates, cache, ending } = self.enter(job, rules, promise).await?;
+        let Entry { rates, cache, ending } = self.enter(job, rules, promise, Some(self.0.front_door)).await?;
         if let Some(ending) = ending {
             waiter = waiter.end_with(ending);
         }
@@ -192,7 +198,13 @@ impl Engine {
         Events::new(run, after, waiters, queue.clone(), ledger.clone(), *front_door)
     }
 
-    async fn enter(&self, job: Job, rules: Vec<RateRule>, promise: Promise) -> Result<Entry, SubmitError> {
+    async fn enter(
+        &self,
+        job: Job,
+        rules: Vec<RateRule>,
+        promise: Promise,
+        reply_to: Option<FrontDoorId>,
+    ) -> Result<Entry, SubmitError> {
         let inner = &self.0;
         if self.is_draining() {
             return Err(SubmitError::Draining);
@@ -204,7 +216,7 @@ impl Engine {
         }
         let cache = job.caching.as_ref().map(|_| CacheUse::Miss);
         let admission = Admission { rules, max_depth: inner.settings.max_depth, max_bytes: inner.settings.max_bytes };
-        let submission = Submission { job: job.clone(), reply_to: Some(inner.front_door) };
+        let submission = Submission { job: job.clone(), reply_to };
         let rates = match promise {
             Promise::Wait => {
                 let entered = fail::around("enqueue", inner.queue.enqueue(submission, Some(&admission))).await;
