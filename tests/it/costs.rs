@@ -165,7 +165,7 @@ fn greeting(more: Value) -> Value {
 async fn a_run_costs_the_stores_no_more_than_it_did() {
     let scene = Scene::start().await;
 
-    let bounds = Counts { scripts: 5.4, commands: 134.0, bytes: 4_950.0, statements: 5.4, transactions: 2.2 };
+    let bounds = Counts { scripts: 4.3, commands: 57.5, bytes: 4_300.0, statements: 1.3, transactions: 1.3 };
     scene
         .check("a caller that waits", bounds, async |app| {
             let answer = app.post(&greeting(json!({}))).await;
@@ -173,7 +173,7 @@ async fn a_run_costs_the_stores_no_more_than_it_did() {
         })
         .await;
 
-    let bounds = Counts { scripts: 6.4, commands: 138.0, bytes: 5_100.0, statements: 5.4, transactions: 2.2 };
+    let bounds = Counts { scripts: 5.3, commands: 60.0, bytes: 4_350.0, statements: 2.3, transactions: 2.3 };
     scene
         .check("a caller that may leave", bounds, async |app| {
             let answer = app.post_with(0, &greeting(json!({})), &[("prefer", "respond-async, wait=30")]).await;
@@ -181,7 +181,7 @@ async fn a_run_costs_the_stores_no_more_than_it_did() {
         })
         .await;
 
-    let bounds = Counts { scripts: 7.4, commands: 173.0, bytes: 7_400.0, statements: 5.4, transactions: 2.2 };
+    let bounds = Counts { scripts: 6.9, commands: 88.0, bytes: 6_050.0, statements: 1.3, transactions: 1.3 };
     scene
         .check("a caller that reads a stream", bounds, async |app| {
             let request = client().post(format!("{}/api/v1/run", app.url())).header("x-api-key", app.key());
