@@ -97,12 +97,12 @@ async fn probes_tell_what_is_broken_and_that_it_is_whole_again() {
 
     // Claims alone fail: every connection is well, and the worker consumes nothing all the same.
     let broken = Instant::now();
-    redis.cli(&["SET", "{q:default}:meta", "no hash"]);
+    redis.cli(&["SET", "{q:default}:delay", "no sorted set"]);
     worker.is_unhealthy().await;
     assert!(broken.elapsed() >= Duration::from_secs(15), "not for a short outage");
     worker.is_ready_but_for(&[]).await;
     front_door.is_healthy().await;
-    redis.cli(&["DEL", "{q:default}:meta"]);
+    redis.cli(&["DEL", "{q:default}:delay"]);
     worker.is_healthy().await;
 
     // Redis stops answering, its connections open.
