@@ -3,12 +3,13 @@
 //! A row points at its run and is written in the transaction that ends that run, so that whoever finds it finds the output, too. The newest
 //! result of a call replaces the one before.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use sea_orm::{
     ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, JoinType, QueryFilter,
-    QuerySelect, QueryTrait, entity::prelude::*, sea_query::OnConflict,
+    QuerySelect, QueryTrait, RuntimeErr, entity::prelude::*, sea_query::OnConflict,
 };
+use tokio::time::timeout;
 
 use super::{LedgerError, prune, runs, store::Store};
 use crate::job::{AccountId, CacheUse, Ending, Job, Outcome, RunState, UnixMillis};
@@ -45,6 +46,9 @@ pub enum Relation {}
 
 impl ActiveModelBehavior for ActiveModel {}
 
+/// Whoever looks for a result can go on without one: a database that is silent is not waited for as long as for a write.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
 /// The result that stands for a call at `now`.
 pub(super) async fn find(
     store: &Store,
@@ -61,7 +65,9 @@ pub(super) async fn find(
         .filter(runs::Column::Account.eq(account.0))
         .filter(runs::Column::State.eq(RunState::Succeeded.as_str()))
         .filter(runs::Column::Output.is_not_null());
-    Ok(store.answered(|| select.clone().into_model::<CachedResult>().one(store.db())).await?)
+    let found = store.answered(|| select.clone().into_model::<CachedResult>().one(store.db()));
+    let late = |_| Err(DbErr::Conn(RuntimeErr::Internal("no result within a second".to_owned())));
+    Ok(timeout(ANSWER_WITHIN, found).await.unwrap_or_else(late)?)
 }
 
 /// Keeps the results of those of these runs, which this transaction ends, that made a call whose result others may have.
