@@ -16,6 +16,7 @@
 //! `success` says whether the *request* was answered. It is `true` in every 2xx body, so that the status of a failed run reads
 //! `success: true, state: "failed"` with the run's `error` and `code`; it is `false` in every other body.
 
+mod after;
 mod auth;
 mod batch_body;
 mod batches;

@@ -8,8 +8,8 @@
 //! Decisions that callers can see:
 //!
 //! - The plan is asked for *new* runs only. An account whose subscription ended can still read and cancel the runs it has.
-//! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), it wants what this server cannot do (400), its account's plan (403), the server
-//!   is draining (503), its timeout (400), its webhook's missing secret (400), its prompt (404), the prompt's model (403), the account's
+//! - A request that is wrong in several ways is refused for the first of these: it is malformed (400), it wants what this server cannot
+//!   do (400), its account's plan (403), the server is draining (503), its timeout (400), its webhook's missing secret (400), its prompt (404), the prompt's model (403), the account's
 //!   budget (402), the variables (400), the caller's rate (429), the depth of the queue (503).
 //! - A caller that waits and hangs up cancels its run, unless it asked for `onDisconnect: "continue"`. A caller that was
 //!   told the run's id (202) has nothing left to hang up. A caller whose stream this process ends because it shuts down has not hung up:

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::{
-    Door,
+    Door, after,
     batch_body::{BatchBody, LineBody},
     body,
     error::ApiError,
@@ -189,20 +189,11 @@ async fn page(results: Option<Results>) -> Option<(Result<Bytes, BatchError>, Op
 }
 
 fn after(query: Option<&str>) -> Result<Option<u32>, ApiError> {
-    let refused = |sentence: &'static str| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence);
-    let mut after = None;
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=').unwrap_or((pair, "")) {
-            ("after", _) if after.is_some() => return Err(refused("'after' must be given once")),
-            ("after", text) => {
-                // No batch has more lines than a column can count.
-                let index = text.parse::<i32>().ok().and_then(|index| u32::try_from(index).ok());
-                after = Some(index.ok_or_else(|| refused("'after' must be the index of a line"))?);
-            }
-            _ => return Err(refused("The only parameter of this address is 'after'")),
-        }
-    }
-    Ok(after)
+    after::after(query, |text| {
+        // No batch has more lines than a column can count.
+        let index = text.parse::<i32>().ok().and_then(|index| u32::try_from(index).ok());
+        index.ok_or_else(|| after::refused("'after' must be the index of a line"))
+    })
 }
 
 /// An id that is none names no batch, like any other id that is not the account's.

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use axum::{
     Extension,
     extract::{Path, RawQuery, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderName, StatusCode},
+    http::{HeaderMap, HeaderName},
     response::Response,
 };
 use workers::{
@@ -14,7 +14,7 @@ use workers::{
 };
 
 use super::{
-    Door,
+    Door, after,
     error::ApiError,
     event_body::{EventBody, Subject},
     headers::{self, RunFacts},
@@ -82,21 +82,13 @@ pub(super) fn of_known(followed: Followed) -> Response {
 
 /// The header is what a browser sends when it connects again, so it counts more than the address that it connects to.
 fn after(query: Option<&str>, headers: &HeaderMap) -> Result<u64, ApiError> {
-    let refused = |sentence: String| ApiError::new(StatusCode::BAD_REQUEST, "invalid_request", sentence);
-    let number =
-        |name: &str, text: &str| text.parse().map_err(|_| refused(format!("'{name}' must be the number of an event")));
+    let number = |name: &str, text: &str| {
+        text.parse().map_err(|_| after::refused(format!("'{name}' must be the number of an event")))
+    };
     if let Some(value) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) {
         return number("Last-Event-ID", value.to_str().unwrap_or_default());
     }
-    let mut after = None;
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        match pair.split_once('=').unwrap_or((pair, "")) {
-            ("after", text) if after.is_none() => after = Some(number("after", text)?),
-            ("after", _) => return Err(refused("'after' must be given once".to_owned())),
-            _ => return Err(refused("The only parameter of this address is 'after'".to_owned())),
-        }
-    }
-    Ok(after.unwrap_or_default())
+    Ok(after::after(query, |text| number("after", text))?.unwrap_or_default())
 }
 
 impl Source for Streamed {

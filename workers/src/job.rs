@@ -175,6 +175,13 @@ pub struct Job {
     pub caching: Option<Caching>,
 }
 
+impl Job {
+    /// The name of those that would be the same call, if it shares.
+    pub fn flight(&self) -> Option<&str> {
+        self.caching.as_ref().map(|caching| caching.digest.as_str())
+    }
+}
+
 /// One model at one provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {

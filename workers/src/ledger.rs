@@ -37,7 +37,7 @@ pub use self::{
 };
 use self::{group::Insert, prune::prune, runs::Texts, store::Store};
 use crate::{
-    job::{AccountId, Attempt, CacheUse, Caching, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
+    job::{AccountId, Attempt, CacheUse, Ending, Failure, Job, Lane, RunId, RunState, UnixMillis, Usage},
     queue::Restored,
 };
 
@@ -265,14 +265,12 @@ impl Ledger {
         idempotency::find(&self.store, account, key, now).await
     }
 
-    /// The result that stands for an account's call at `now`.
-    pub async fn cached(
-        &self,
-        account: AccountId,
-        caching: &Caching,
-        now: UnixMillis,
-    ) -> Result<Option<CachedResult>, LedgerError> {
-        results::find(&self.store, account, &caching.digest, now).await
+    /// The result that stands for a run's call at `now`, if the run shares.
+    pub async fn cached(&self, job: &Job, now: UnixMillis) -> Result<Option<CachedResult>, LedgerError> {
+        match job.flight() {
+            Some(digest) => results::find(&self.store, job.account, digest, now).await,
+            None => Ok(None),
+        }
     }
 
     /// Drops some of the idempotency keys and results whose time is over; returns how many.

@@ -12,12 +12,13 @@ use super::{Site, ending, job, refused, succeeded};
 
 const TTL_MS: u64 = 1_000;
 
-fn caching(digest: &str) -> Caching {
-    Caching { digest: digest.into(), ttl_ms: TTL_MS }
-}
-
 fn shared(account: AccountId, digest: &str) -> Arc<Job> {
-    Arc::new(Job { id: RunId::new(), account, caching: Some(caching(digest)), ..job() })
+    Arc::new(Job {
+        id: RunId::new(),
+        account,
+        caching: Some(Caching { digest: digest.into(), ttl_ms: TTL_MS }),
+        ..job()
+    })
 }
 
 async fn end(ledger: &Ledger, job: &Arc<Job>, outcome: Outcome, cache: Option<CacheUse>) -> UnixMillis {
@@ -32,14 +33,14 @@ fn text(output: &str) -> Outcome {
 }
 
 async fn output(ledger: &Ledger, account: AccountId, digest: &str, now: UnixMillis) -> Option<String> {
-    ledger.cached(account, &caching(digest), now).await.unwrap().map(|result| result.output)
+    ledger.cached(&shared(account, digest), now).await.unwrap().map(|result| result.output)
 }
 
 pub async fn a_result_stands_for_its_time_and_its_account(site: Site) {
     let (ledger, _db) = site.ledger().await;
     let account = AccountId::new();
     let at = end(&ledger, &shared(account, "a"), succeeded(), Some(CacheUse::Miss)).await;
-    let found = ledger.cached(account, &caching("a"), at.plus(TTL_MS - 1)).await.unwrap().unwrap();
+    let found = ledger.cached(&shared(account, "a"), at.plus(TTL_MS - 1)).await.unwrap().unwrap();
     assert_eq!((found.model.as_str(), found.finish_reason.as_deref()), ("gpt-4-turbo", Some("stop")));
     assert_eq!(found.outcome(), succeeded());
     assert_eq!(output(&ledger, account, "a", at.plus(TTL_MS)).await, None, "its time is over");

@@ -13,9 +13,7 @@ use crate::{
 impl Engine {
     /// The result that a new run may take over. A ledger that does not say has none: then the model is called.
     pub(super) async fn look_up(&self, job: &Job) -> Option<CachedResult> {
-        let caching = job.caching.as_ref()?;
-        let found = self.0.ledger.cached(job.account, caching, self.now()).await;
-        found.unwrap_or_else(|error| {
+        self.0.ledger.cached(job, self.now()).await.unwrap_or_else(|error| {
             tracing::debug!(run = %job.id, %error, "a run is made without a look at the results of others");
             None
         })

@@ -10,10 +10,7 @@ use crate::{
 /// The result that the run may take over, if it shares and there is one: a run that waited behind the call, or in line while it was
 /// made, needs none of its own.
 pub async fn look_up(shared: &Shared, claim: &Claim) -> Result<Option<CachedResult>, LedgerError> {
-    match &claim.job.caching {
-        Some(caching) => shared.ledger.cached(claim.job.account, caching, shared.queue.now()).await,
-        None => Ok(None),
-    }
+    shared.ledger.cached(&claim.job, shared.queue.now()).await
 }
 
 /// How a claimed run ends that takes a result over.

@@ -81,9 +81,7 @@ impl Leases {
     pub(super) fn leave_answered(&mut self, run: &mut Run, now: Now) {
         self.grant(run, None, Task::Answer, now.at, now);
         if let Place::Leased(lease) = &mut run.place {
-            self.by_expiry.remove(&(lease.expires, run.job.id));
-            self.by_expiry.insert((now.at, run.job.id));
-            lease.expires = now.at;
+            self.renew(run.job.id, lease, now.at);
             lease.queue_ms = lease.taken_at.since(run.job.created_at);
         }
     }

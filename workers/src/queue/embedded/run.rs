@@ -194,11 +194,6 @@ impl Run {
         self.reply_to.filter(|&front_door| self.log.as_ref().is_none_or(|log| !log.follows(front_door)))
     }
 
-    /// The name of those that would be the same call.
-    pub(super) fn flight(&self) -> Option<&str> {
-        self.job.caching.as_ref().map(|caching| caching.digest.as_str())
-    }
-
     pub(super) fn id(&self) -> RunId {
         self.job.id
     }

@@ -10,7 +10,7 @@ use crate::job::{Outcome, RunId};
 
 impl<D: Driver> World<D> {
     fn flight_of(&self, id: RunId) -> Option<String> {
-        self.runs[&id].job.caching.as_ref().map(|caching| caching.digest.clone())
+        self.runs[&id].job.flight().map(str::to_owned)
     }
 
     /// A run comes into the queue: behind the one that leads, if there is one that is called already, or is as urgent.

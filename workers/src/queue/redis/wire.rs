@@ -52,7 +52,7 @@ pub(super) fn put(
         .arg(attempts)
         .arg(limited)
         .arg(fence.0)
-        .arg(job.caching.as_ref().map(|caching| caching.digest.as_str()).unwrap_or_default())
+        .arg(job.flight().unwrap_or_default())
         .arg(if job.stream { "1" } else { "" })
         .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
         .arg(bytes)
