@@ -12,6 +12,10 @@
 //!    cost of what they ran. A run is handed out only when its scope has a free concurrency slot, a request and
 //!    its tokens left in the last minute, is not paused, and its worker would call it at once; the claim takes them all in the same step,
 //!    together with a lease and a new **fence**. The answer also says when a run that was held back could go.
+//!
+//!    A worker that has free executors left **waits**. A run that comes while nothing waits in its scope, and the scope has no limits, need not
+//!    wait either: it may be *offered*, leased as it comes, and whoever waits and takes it first has claimed it. An offer that nobody takes is
+//!    handed out by the next claim, or waits again. Offers take no turn of their account: nobody waited for one.
 //! 3. **Heartbeat** renews the leases (and slots) that the worker still owns, and reports cancellation.
 //! 4. **Stash** stores the ending of a run under its fence, frees its slot, settles its tokens, and sends the ending to the
 //!    front door that waits, all in one step. From here on the run has ended: nobody can cancel it or call a model for it again.
@@ -217,9 +221,16 @@ pub trait Queue: Send + Sync + 'static {
     /// Leases up to `free` runs of the given scopes to `worker`.
     async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable>;
 
-    /// Returns when there may be something to claim, or after `at_most`. Only one caller a process waits at a time. A worker may wait after
-    /// any claim that gave it less than it asked for: what comes after that claim wakes it.
-    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable>;
+    /// Returns when there may be something to claim, or after `at_most`. A worker may wait after any claim that gave it less than it asked
+    /// for: what comes after that claim wakes it, or is offered to it. The answer has what was offered, no more than `free` runs. The wait of
+    /// a worker that stops is ended with `stop`, and not dropped, or an offer may be lost on its way.
+    async fn wait(
+        &self,
+        worker: WorkerId,
+        free: usize,
+        at_most: Duration,
+        stop: &CancellationToken,
+    ) -> Result<Vec<Claim>, Unreachable>;
 
     /// Renews leases and slots; answers in the order of `held`.
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable>;

@@ -155,7 +155,7 @@ impl Bench {
         let (queue, worker) = (Arc::clone(&self.queue), self.worker);
         tokio::spawn(async move {
             let since = Instant::now();
-            queue.wait(worker, at_most).await.unwrap();
+            queue.wait(worker, 1, at_most, &CancellationToken::new()).await.unwrap();
             since.elapsed()
         })
     }

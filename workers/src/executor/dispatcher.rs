@@ -8,6 +8,7 @@ use std::{
 
 use actix::prelude::*;
 use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     executor::{
@@ -21,7 +22,7 @@ use crate::{
     },
     fail,
     job::{Fence, RunId},
-    queue::{Claimed, ScopeLimits, Unreachable, Work},
+    queue::{Claim, Claimed, ScopeLimits, Unreachable, Work},
 };
 
 /// The longest wait on an idle queue before it is asked again: a queue that lost its memory has forgotten whom to wake.
@@ -36,18 +37,21 @@ pub struct Dispatcher {
     /// By scope; one without a limit has none.
     shapers: HashMap<String, Shaper>,
     state: State,
+    /// When a claim is due, whatever is offered meanwhile.
+    claim_by: Instant,
     /// Set when nothing more is to be claimed; told once nothing is being claimed.
     stopping: Option<Option<oneshot::Sender<()>>>,
+    /// Ends what waits.
+    stop: CancellationToken,
     /// Of the claims.
     outage: Outage,
     _on_duty: OnDuty,
 }
 
-/// A claim that was made.
-#[derive(Clone, Copy)]
-struct Asked {
-    at: Instant,
-    free: usize,
+/// What is done when runs have been handed out.
+enum Then {
+    Claim,
+    Wait,
 }
 
 enum State {
@@ -56,7 +60,7 @@ enum State {
     /// A claim is under way, or being handed out.
     Claiming,
     /// The queue was empty, or away: this wait ends when that may have changed.
-    Waiting(SpawnHandle),
+    Waiting,
 }
 
 impl Dispatcher {
@@ -70,7 +74,9 @@ impl Dispatcher {
             free: Vec::new(),
             shapers,
             state: State::Idle,
+            claim_by: Instant::now(),
             stopping: None,
+            stop: CancellationToken::new(),
             outage: Outage::default(),
             _on_duty: on_duty,
         }
@@ -103,62 +109,96 @@ impl Dispatcher {
             }
             Ok(claimed)
         };
-        let asked = Asked { at: Instant::now(), free };
-        ctx.spawn(claim.into_actor(self).map(move |claimed, act, ctx| act.answered(asked, claimed, ctx)));
+        let (asked, free) = (Instant::now(), self.free.len());
+        ctx.spawn(claim.into_actor(self).map(move |claimed, act, ctx| act.answered(asked, free, claimed, ctx)));
     }
 
-    fn answered(&mut self, asked: Asked, claimed: Result<Claimed, Unreachable>, ctx: &mut Context<Self>) {
-        if claimed.is_ok()
-            && let Some(lasted) = self.outage.is_over(Instant::now())
-        {
-            tracing::info!(?lasted, "runs can be claimed again");
-        }
-        match claimed {
-            Ok(claimed) if claimed.claims.is_empty() => {
-                self.shared.health.polled();
-                self.wait_for_more(claimed.next, ctx);
-            }
-            Ok(claimed) => {
-                self.shared.health.polled();
-                self.hand_out(asked, claimed, ctx);
-            }
+    fn answered(
+        &mut self,
+        asked: Instant,
+        free: usize,
+        claimed: Result<Claimed, Unreachable>,
+        ctx: &mut Context<Self>,
+    ) {
+        let Claimed { claims, next } = match claimed {
+            Ok(claimed) => claimed,
             Err(error) => {
                 if self.outage.goes_on(Instant::now()) {
                     tracing::warn!(%error, "cannot claim runs; trying on");
                 }
-                self.wait(ctx, tokio::time::sleep(PAUSE));
+                return self.pause(ctx);
             }
+        };
+        if let Some(lasted) = self.outage.is_over(Instant::now()) {
+            tracing::info!(?lasted, "runs can be claimed again");
         }
+        self.shared.health.polled();
+        self.claim_by = Instant::now() + next.map_or(WAIT, |next| next.min(WAIT));
+        // Less than was asked for is all that there was. Whatever has come since wakes whoever waits.
+        let then = if claims.len() < free && next != Some(Duration::ZERO) { Then::Wait } else { Then::Claim };
+        if claims.is_empty() {
+            return self.wait(ctx);
+        }
+        let claims = claims.into_iter().map(|claim| (claim, asked)).collect();
+        self.hand_out(claims, then, ctx);
     }
 
-    /// Waits until there may be more to claim; `next` is what the last claim said about that.
-    fn wait_for_more(&mut self, next: Option<Duration>, ctx: &mut Context<Self>) {
-        let at_most = next.map_or(WAIT, |next| next.min(WAIT));
-        let shared = self.shared.clone();
-        self.wait(ctx, async move {
-            if let Err(error) = shared.queue.wait(shared.worker, at_most).await {
-                tracing::debug!(%error, "waiting for runs failed");
-                tokio::time::sleep(PAUSE).await;
-            }
-        });
-    }
-
-    fn wait(&mut self, ctx: &mut Context<Self>, until: impl Future<Output = ()> + 'static) {
+    /// Waits until there may be more to claim, or something is offered.
+    fn wait(&mut self, ctx: &mut Context<Self>) {
         if self.stopping.is_some() {
             return self.again(ctx);
         }
-        let wait = ctx.spawn(until.into_actor(self).map(|(), act, ctx| act.again(ctx)));
-        self.state = State::Waiting(wait);
+        self.state = State::Waiting;
+        let (shared, free, stop) = (self.shared.clone(), self.free.len(), self.stop.clone());
+        let at_most = self.claim_by.saturating_duration_since(Instant::now());
+        let wait = async move {
+            let waited = shared.queue.wait(shared.worker, free, at_most, &stop).await;
+            if matches!(&waited, Ok(claims) if !claims.is_empty()) {
+                fail::fallible("claim.after").await?;
+            }
+            waited
+        };
+        ctx.spawn(wait.into_actor(self).map(|waited, act, ctx| match waited {
+            Ok(claims) if claims.is_empty() => act.again(ctx),
+            Ok(claims) => act.offered(claims, ctx),
+            Err(error) => {
+                tracing::debug!(%error, "waiting for runs failed");
+                act.pause(ctx);
+            }
+        }));
     }
 
-    /// The pool learns of the leases first, so that no run is executed whose lease nobody renews.
-    fn hand_out(&mut self, asked: Asked, claimed: Claimed, ctx: &mut Context<Self>) {
-        // Less than was asked for is all that there was. Whatever has come since wakes whoever waits.
-        let next = if claimed.claims.len() < asked.free { claimed.next } else { Some(Duration::ZERO) };
-        let mut leases = Vec::with_capacity(claimed.claims.len());
-        let mut work = Vec::with_capacity(claimed.claims.len());
-        for claim in claimed.claims {
-            // A claim is never larger than the number of free executors it was made for.
+    /// What was offered is leased since then.
+    fn offered(&mut self, claims: Vec<Claim>, ctx: &mut Context<Self>) {
+        let (now, queue_now) = (Instant::now(), self.shared.queue.now());
+        let claims = claims.into_iter().map(|claim| {
+            let age = Duration::from_millis(queue_now.since(claim.started_at));
+            (claim, now.checked_sub(age).unwrap_or(now))
+        });
+        self.hand_out(claims.collect(), Then::Wait, ctx);
+    }
+
+    /// Asks again after a while: the queue is away.
+    fn pause(&mut self, ctx: &mut Context<Self>) {
+        if self.stopping.is_some() {
+            return self.again(ctx);
+        }
+        self.state = State::Waiting;
+        let stop = self.stop.clone();
+        let pause = async move {
+            stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+        };
+        ctx.spawn(pause.into_actor(self).map(|(), act, ctx| act.again(ctx)));
+    }
+
+    /// Hands out claims, each with a moment before its lease began. The pool learns of the leases first, so that no run is executed whose lease
+    /// nobody renews.
+    fn hand_out(&mut self, claims: Vec<(Claim, Instant)>, then: Then, ctx: &mut Context<Self>) {
+        self.state = State::Claiming;
+        let mut leases = Vec::with_capacity(claims.len());
+        let mut work = Vec::with_capacity(claims.len());
+        for (claim, claimed) in claims {
+            // Nothing is claimed or offered for which there was no free executor.
             let Some(executor) = self.free.pop() else {
                 tracing::error!(run = %claim.job.id, "the queue handed out more runs than there are executors");
                 continue;
@@ -169,7 +209,7 @@ impl Dispatcher {
                 shaper.used();
             }
             let stop = Arc::new(Stop::default());
-            leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed: asked.at });
+            leases.push(Lease { run: claim.job.id, fence: claim.fence, stop: stop.clone(), claimed });
             work.push((executor, Execute { claim, stop }));
         }
         self.count_busy();
@@ -186,9 +226,10 @@ impl Dispatcher {
                     tracing::error!(%error, "an executor has stopped; its run goes to another worker when the lease ends");
                 }
             }
-            match next {
-                Some(Duration::ZERO) => act.again(ctx),
-                next => act.wait_for_more(next, ctx),
+            match then {
+                // With nobody free there is nothing to wait for: the first who is has it claimed.
+                Then::Wait if !act.free.is_empty() && Instant::now() < act.claim_by => act.wait(ctx),
+                _ => act.again(ctx),
             }
         }));
     }
@@ -258,13 +299,9 @@ impl Handler<StopClaiming> for Dispatcher {
     fn handle(&mut self, _: StopClaiming, ctx: &mut Self::Context) -> Self::Result {
         let (told, stopped) = oneshot::channel();
         self.stopping = Some(Some(told));
-        match std::mem::replace(&mut self.state, State::Idle) {
-            State::Claiming => self.state = State::Claiming,
-            State::Idle => self.again(ctx),
-            State::Waiting(wait) => {
-                ctx.cancel_future(wait);
-                self.again(ctx);
-            }
+        self.stop.cancel();
+        if matches!(self.state, State::Idle) {
+            self.again(ctx);
         }
         Box::pin(async move {
             let _ = stopped.await;

@@ -87,6 +87,10 @@ id!(/// One boot of a front door: where the replies of the runs that it accepted
     FrontDoorId);
 id!(/// One boot of a worker process: who owns a lease.
     WorkerId);
+impl WorkerId {
+    /// Stands for a worker that was lost before anybody heard of it.
+    pub const UNKNOWN: Self = Self(Uuid::nil());
+}
 
 #[cfg(test)]
 mod tests {

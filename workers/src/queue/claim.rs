@@ -17,6 +17,12 @@ pub struct ScopeLimits {
 }
 
 impl ScopeLimits {
+    /// Whether nothing but executors is needed to call there.
+    pub fn is_unlimited(&self) -> bool {
+        let Self { scope: _, max_concurrency, requests_per_minute, tokens_per_minute, at_once } = self;
+        max_concurrency.is_none() && requests_per_minute.is_none() && tokens_per_minute.is_none() && at_once.is_none()
+    }
+
     pub fn unlimited(scope: impl Into<String>) -> Self {
         Self {
             scope: scope.into(),
@@ -109,6 +115,7 @@ impl Work {
 /// A call whose worker is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LostCall {
+    /// [`WorkerId::UNKNOWN`] when it took an offer, and was lost before its first heartbeat.
     pub worker: WorkerId,
     pub fence: Fence,
     pub attempt: i32,

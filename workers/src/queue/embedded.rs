@@ -141,7 +141,14 @@ impl Queue for EmbeddedQueue {
         Ok(self.step(|state, now| state.claim(worker, free, scopes, now)))
     }
 
-    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
+    /// Offers nothing: a claim costs no trip here.
+    async fn wait(
+        &self,
+        worker: WorkerId,
+        _free: usize,
+        at_most: Duration,
+        stop: &CancellationToken,
+    ) -> Result<Vec<Claim>, Unreachable> {
         let give_up = far(Instant::now(), at_most);
         loop {
             let woken = self.wake.notified();
@@ -149,12 +156,13 @@ impl Queue for EmbeddedQueue {
             // Registered before the state is looked at, so that a change in between is not missed.
             woken.as_mut().enable();
             let until = match self.step(|state, _| state.pending(worker)) {
-                Pending::Now => return Ok(()),
+                Pending::Now => return Ok(Vec::new()),
                 Pending::At(due) => due.min(give_up),
                 Pending::Nothing => give_up,
             };
-            if timeout_at(until, woken).await.is_err() && Instant::now() >= give_up {
-                return Ok(());
+            let woken = timeout_at(until, stop.run_until_cancelled(woken)).await;
+            if stop.is_cancelled() || (woken.is_err() && Instant::now() >= give_up) {
+                return Ok(Vec::new());
             }
         }
     }

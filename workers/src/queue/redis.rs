@@ -119,7 +119,7 @@ impl RedisQueue {
     pub async fn connect(settings: RedisSettings) -> Result<RedisQueue, ConnectError> {
         let (connections, time, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
-        let (waiters, clock) = (Waiters::default(), Arc::new(Clock::new(time)));
+        let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
         Ok(Self { connections, tag, lease: LEASE, warnings, waiters, clock, knew: AtomicBool::new(false) })
     }
 
@@ -194,14 +194,20 @@ impl Queue for RedisQueue {
         self.claim_in_batches(worker, free, scopes).await
     }
 
-    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
-        self.waiters.wait(self, worker, at_most).await
+    async fn wait(
+        &self,
+        worker: WorkerId,
+        free: usize,
+        at_most: Duration,
+        stop: &CancellationToken,
+    ) -> Result<Vec<Claim>, Unreachable> {
+        self.wait_for_runs(worker, free, at_most, stop).await
     }
 
-    async fn heartbeat(&self, _worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
+    async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
         let mut renewals = Vec::with_capacity(held.len());
         for batch in held.chunks(BATCH) {
-            let step = wire::with_fences(self.step(&scripts::HEARTBEAT).arg(millis(self.lease)), batch);
+            let step = wire::with_fences(self.step(&scripts::HEARTBEAT).arg(millis(self.lease)).arg(worker.to_string()), batch);
             let answers: Vec<u8> = self.run(step).await?;
             if answers.len() != batch.len() {
                 return Err(wire::garbled("a heartbeat without an answer for every run"));

@@ -105,8 +105,14 @@ impl Queue for FaultyQueue {
         self.step(Step::Claim, self.inner.claim(worker, free, scopes)).await
     }
 
-    async fn wait(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
-        self.inner.wait(worker, at_most).await
+    async fn wait(
+        &self,
+        worker: WorkerId,
+        free: usize,
+        at_most: Duration,
+        stop: &CancellationToken,
+    ) -> Result<Vec<Claim>, Unreachable> {
+        self.inner.wait(worker, free, at_most, stop).await
     }
 
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {

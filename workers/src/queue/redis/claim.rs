@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How long a run that this process cannot read is left for a process that can.
-const FOREIGN_AFTER: Duration = Duration::from_secs(5);
+pub(super) const FOREIGN_AFTER: Duration = Duration::from_secs(5);
 
 impl RedisQueue {
     pub(super) async fn claim_in_batches(
@@ -25,8 +25,8 @@ impl RedisQueue {
         loop {
             let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
             let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
-            let registered = self.waiters.is_registered(worker, scopes);
-            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed))).arg(u8::from(registered));
+            let (registered, waits) = self.waiters.is_registered(worker, scopes);
+            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed))).arg(u8::from(registered)).arg(u8::from(waits));
             for limits in scopes {
                 step = wire::limits(step, limits, &claimed.claims);
             }

@@ -111,7 +111,7 @@ impl Connections {
 }
 
 /// A command on a connection that has no response timeout of its own.
-async fn query<T: FromRedisValue>(
+pub(super) async fn query<T: FromRedisValue>(
     connection: &mut MultiplexedConnection,
     command: redis::Cmd,
 ) -> Result<T, RedisError> {

@@ -35,8 +35,8 @@ macro_rules! script {
 }
 
 script!(ADMIT, "", "rates.lua", "admission.lua", "admit.lua");
-script!(ENQUEUE, "", "log.lua", "flight.lua", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
-script!(RESTORE, "", "flight.lua", "put.lua", "restore.lua");
+script!(ENQUEUE, "", "log.lua", "flight.lua", "offer.lua", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
+script!(RESTORE, "", "log.lua", "flight.lua", "offer.lua", "put.lua", "restore.lua");
 script!(
     CLAIM,
     " flags=allow-oom",
@@ -52,13 +52,13 @@ script!(HEARTBEAT, " flags=allow-oom", "heartbeat.lua");
 script!(STASH, " flags=allow-oom", "log.lua", "tokens.lua", "stash.lua");
 script!(FINISH, " flags=allow-oom", "flight.lua", "finish.lua");
 script!(RELEASE, " flags=allow-oom", "log.lua", "release.lua");
-script!(REAP, " flags=allow-oom", "flight.lua", "promote.lua", "log.lua", "reap.lua");
-script!(CANCEL, " flags=allow-oom", "cancel.lua");
+script!(REAP, " flags=allow-oom", "flight.lua", "promote.lua", "log.lua", "withdraw.lua", "reap.lua");
+script!(CANCEL, " flags=allow-oom", "withdraw.lua", "cancel.lua");
 script!(END_WAITING, " flags=allow-oom", "log.lua", "end_waiting.lua");
 script!(APPEND, "", "log.lua", "append.lua");
 script!(FOLLOW, "", "log.lua", "follow.lua");
-script!(PAUSE_SCOPE, " flags=allow-oom", "pause_scope.lua");
-script!(SET_PAUSED, " flags=allow-oom", "set_paused.lua");
+script!(PAUSE_SCOPE, " flags=allow-oom", "withdraw.lua", "pause_scope.lua");
+script!(SET_PAUSED, " flags=allow-oom", "withdraw.lua", "set_paused.lua");
 script!(IDLE, " flags=allow-oom", "idle.lua");
 script!(WAS_RESET, " flags=allow-oom", "loss.lua", "was_reset.lua");
 script!(RESTORED, " flags=allow-oom", "restored.lua");

@@ -4,6 +4,7 @@ mod clock;
 mod faults;
 mod lifecycle;
 mod limits;
+mod offers;
 mod property;
 mod server;
 
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use self::server::Server;
 use super::*;
 use crate::job::{AccountId, Attempt, AttemptOutcome, Caching, Lane, ModelRequest, Target, Usage, WIRE_VERSION};
-use crate::queue::{LostCall, Work};
+use crate::queue::{AtOnce, LostCall, Work};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -73,6 +74,13 @@ impl RedisQueue {
     async fn put_for(&self, job: &Job, reply_to: FrontDoorId) {
         let submission = Submission { job: Arc::new(job.clone()), reply_to: Some(reply_to) };
         self.enqueue(submission, None).await.unwrap();
+    }
+
+    /// Waits for what is to be claimed.
+    async fn rest(&self, worker: WorkerId, at_most: Duration) -> Result<(), Unreachable> {
+        let offered = self.wait(worker, 1, at_most, &CancellationToken::new()).await?;
+        assert!(offered.is_empty(), "{offered:?}");
+        Ok(())
     }
 
     async fn claim_one(&self, worker: WorkerId) -> Claim {

@@ -179,6 +179,34 @@ pub(super) fn claim(row: Row) -> Result<Read, Unreachable> {
     })))
 }
 
+/// A run that was leased as it came, and when that was.
+pub(super) struct Offer {
+    pub offered: UnixMillis,
+    pub read: Read,
+}
+
+/// Reads an entry of the list that `offer.lua` writes.
+pub(super) fn offer(entry: &[u8]) -> Result<Offer, Unreachable> {
+    let mut parts = entry.splitn(5, |byte| *byte == b' ');
+    let mut part = || parts.next().ok_or_else(|| garbled("an offer without all of its parts"));
+    let (run, fence, offered, log, job) = (part()?, part()?, part()?, part()?, part()?);
+    let (run, fence, offered) = (parse(run)?, Fence(parse(fence)?), UnixMillis(parse(offered)?));
+    let Ok(job) = Job::decode(job) else { return Ok(Offer { offered, read: Read::Foreign { run, fence } }) };
+    let started_at = offered.max(job.created_at);
+    let claim = Claim {
+        job: Arc::new(job),
+        fence,
+        attempt: 1,
+        limited: 0,
+        target: 0,
+        queue_ms: 0,
+        started_at,
+        log: log_mark(log)?,
+        work: Work::Call,
+    };
+    Ok(Offer { offered, read: Read::Claim(Box::new(claim)) })
+}
+
 /// Reads the answer of `mark` in `log.lua`.
 fn log_mark(mark: &[u8]) -> Result<Option<LogMark>, Unreachable> {
     let (next, streamed) = match mark {
@@ -213,7 +241,7 @@ fn lost_before(fields: &[Vec<u8>; 4]) -> Result<Option<LostCall>, Unreachable> {
 
 fn lost_call([worker, fence, attempt, taken]: &[Vec<u8>; 4]) -> Result<LostCall, Unreachable> {
     Ok(LostCall {
-        worker: parse::<WorkerId>(worker)?,
+        worker: if worker.is_empty() { WorkerId::UNKNOWN } else { parse(worker)? },
         fence: Fence(parse(fence)?),
         attempt: parse(attempt)?,
         started_at: UnixMillis(parse(taken)?),

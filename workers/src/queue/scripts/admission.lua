@@ -1,7 +1,8 @@
 -- Admission: the arguments from ARGV[at] on are depth and bytes allowed, then subject and requests a minute of every rule.
 -- Answers {'yes', rates…}, {'limited', rule, after, rates…} or {'full'}; the rates are, for every rule, what remains and how long until
--- its oldest request leaves the minute. A run that the queue knows is admitted already and charged nothing.
-local function admit(at, size, known)
+-- its oldest request leaves the minute. A run that the queue knows is admitted already and charged nothing. `waiting` is how many bytes wait before a
+-- run that will wait, too.
+local function admit(at, size, known, waiting)
   local rules, limited, after = {}, nil, 0
   for i = at + 2, #ARGV, 2 do
     local rule = { log = key('calls', ARGV[i]), limit = tonumber(ARGV[i + 1]) }
@@ -20,9 +21,9 @@ local function admit(at, size, known)
     answer = { 'yes' }
   else
     -- Whatever waits has a deadline.
-    local depth = redis.call('ZCARD', key('deadlines'))
-    local bytes = tonumber(redis.call('HGET', key('meta'), 'bytes')) or 0
-    if depth >= tonumber(ARGV[at]) or bytes + size > tonumber(ARGV[at + 1]) then return { 'full' } end
+    if waiting and (waiting + size > tonumber(ARGV[at + 1]) or redis.call('ZCARD', key('deadlines')) >= tonumber(ARGV[at])) then
+      return { 'full' }
+    end
     answer = { 'yes' }
     for _, rule in ipairs(rules) do
       charge(rule.log)

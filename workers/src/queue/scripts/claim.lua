@@ -1,5 +1,5 @@
 -- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, '1' when an earlier claim has just registered the
--- worker as idle, then of every scope its
+-- worker as idle, '1' when the worker waits for runs after this, so that some may be offered to it, then of every scope its
 -- name, concurrency, requests a minute, tokens a minute and calls that may leave at once (empty: no limit), and how long until one more may leave than those.
 -- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
 local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -9,12 +9,14 @@ local WEIGHT = { interactive = 8, default = 3, batch = 1 }
 local PATIENCE = { interactive = 10000, default = 30000, batch = 60000 }
 -- At most so many entries of ended runs are swept out of the lists in one step.
 local SWEEP = 500
+-- So long runs are offered after a claim said that there is room. A worker that waits claims more often than that.
+local ROOM_TTL = 5000
 -- Accounts that a lane has passed are swept out when its virtual time passes a multiple of this.
 local SWEPT_EVERY = 20000
 local IDLE_TTL = 45000
 
-local scopes, named = {}, {}
-for i = 6, #ARGV, 6 do
+local scopes, named, unlimited = {}, {}, {}
+for i = 7, #ARGV, 6 do
   local scope = {
     name = ARGV[i],
     max_slots = tonumber(ARGV[i + 1]),
@@ -28,6 +30,7 @@ for i = 6, #ARGV, 6 do
   }
   scopes[#scopes + 1] = scope
   named[scope.name] = true
+  if not (scope.max_slots or scope.max_requests or scope.max_tokens or scope.at_once) then unlimited[#unlimited + 1] = scope end
 end
 
 -- A worker with free slots left is idle: new work of its scopes wakes it.
@@ -65,6 +68,55 @@ end
 -- What was forgotten may still be in a call (for as long as a lease), and its requests and tokens count for a minute.
 forgot = note_loss(ARGV[4] == '1', forgot, epoch)
 
+local claims, bytes = {}, 0
+
+local function claimed(id, job, fence, number, limited, target, waited, started, work, log)
+  bytes = bytes + #job
+  claims[#claims + 1] = {
+    id, job, fence, number, limited or '0', target or '0', waited, started, work, '', '', '', '', '', mark(id, log),
+  }
+end
+
+-- Offers that nobody has taken come first. Whoever took one after all has lost it with this.
+local function adopt(scope)
+  while #claims < free and bytes <= ANSWER_BYTES do
+    local offer = redis.call('LPOP', key('offers', scope))
+    if not offer then return end
+    local id, offered = string.match(offer, '^(%S+) (%S+)')
+    local state, fence, owner, ready, started, cancel, deadline, log =
+      read(id, 'state', 'fence', 'owner', 'ready', 'started', 'cancel', 'deadline', 'log')
+    local job = redis.call('GET', key('job', id))
+    if state == 'leased' and fence == offered and not owner and job then
+      local work = cancel == 'cancelled' and 'cancel' or (cancel or tonumber(deadline) <= now) and 'expire' or 'call'
+      claimed(id, job, take(id, fence, worker, work, lease), '1', nil, nil, whole(math.max(now - ready, 0)), started, work, log)
+      redis.call('HSET', key('run', id), 'taken', NOW)
+    end
+  end
+end
+
+local offers = {}
+for i, scope in ipairs(unlimited) do offers[i] = key('offers', scope.name) end
+if #offers > 0 and redis.call('EXISTS', unpack(offers)) > 0 then
+  for _, scope in ipairs(unlimited) do adopt(scope.name) end
+end
+
+-- As many runs of the scopes without limits as this worker has executors left may be offered from now on.
+local function give_room()
+  if ARGV[6] ~= '1' or #unlimited == 0 then return end
+  if #claims >= free then
+    redis.call('HSET', key('meta'), 'open', 0)
+    return
+  end
+  local pauses, fields = {}, { 'open', whole(now + ROOM_TTL), 'lease', whole(lease) }
+  for i, scope in ipairs(unlimited) do pauses[i] = key('paused', scope.name) end
+  local paused = redis.call('MGET', unpack(pauses))
+  for i, scope in ipairs(unlimited) do
+    fields[#fields + 1] = 'room:' .. scope.name
+    fields[#fields + 1] = paused[i] and 0 or free - #claims
+  end
+  redis.call('HSET', key('meta'), unpack(fields))
+end
+
 -- The lines that there are.
 local turns = {}
 for _, lane in ipairs(LANES) do
@@ -74,8 +126,9 @@ for _, lane in ipairs(LANES) do
 end
 local left = #turns > 0 and redis.call('EXISTS', unpack(turns)) or 0
 if left == 0 then
-  set_idle(true)
-  return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), {} }
+  set_idle(#claims < free)
+  give_room()
+  return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), claims }
 end
 for i, lane in ipairs(LANES) do
   for j, scope in ipairs(scopes) do
@@ -274,7 +327,6 @@ local function choose()
   return best[chosen], weights, total
 end
 
-local claims, bytes = {}, 0
 -- What is written once for all claims: who no longer waits, and the leases.
 local left_lane, left_all, leases = {}, {}, {}
 
@@ -336,11 +388,7 @@ local function hand_out(head)
   else
     redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', head.work)
   end
-  bytes = bytes + #job
-  claims[#claims + 1] = {
-    id, job, fence, number, head.limited or '0', head.target or '0', waited, started, head.work,
-    '', '', '', '', '', mark(id, log),
-  }
+  claimed(id, job, fence, number, head.limited, head.target, waited, started, head.work, log)
 end
 
 local more = nil
@@ -372,7 +420,7 @@ for _, lane in ipairs(LANES) do
   if #changed > 0 then redis.call('ZADD', key('virtual', lane), unpack(changed)) end
 end
 
-if #claims > 0 then
+if #left_all > 0 then
   local changed = { 'bytes', whole(waiting_bytes) }
   for i, lane in ipairs(LANES) do
     local credit, virtual = meta[lane].credit, meta[lane].virtual
@@ -397,7 +445,11 @@ if #claims > 0 then
 end
 
 set_idle(#claims < free)
-if more then wake(more.scope.name) end
+if more then
+  wake(more.scope.name)
+elseif swept < SWEEP then
+  give_room()
+end
 
 for _, scope in ipairs(busy) do
   for _, lane in ipairs(LANES) do

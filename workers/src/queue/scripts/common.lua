@@ -31,7 +31,8 @@ end
 
 local NOW = whole(now)
 
--- What the meaning of `held` in a run is: what its call took from the limits of its scope, an 's' for a slot and a 't' for tokens.
+-- What the meaning of `held` in a run is: what its call took from the limits of its scope, an 's' for a slot and a 't' for tokens; or an 'o' when it
+-- was offered, and took nothing.
 local function has(held, what)
   return held and string.find(held, what, 1, true) ~= nil
 end
@@ -99,7 +100,13 @@ local function line_up(id, lane, scope, account, since, in_front)
   redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
 end
 
+-- No run of this scope is offered before a claim has found its lines empty.
+local function close_room(scope)
+  redis.call('HDEL', key('meta'), 'room:' .. scope)
+end
+
 local function make_ready(id, lane, scope, account, since, in_front)
+  close_room(scope)
   redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
   line_up(id, lane, scope, account, since, in_front)
 end

@@ -3,5 +3,7 @@ local paused, after = key('paused', ARGV[1]), tonumber(ARGV[2])
 local before = tonumber(redis.call('GET', paused)) or 0
 if after > 0 and now + after > before then
   redis.call('SET', paused, whole(now + after), 'PX', whole(after))
+  close_room(ARGV[1])
+  withdraw_all(ARGV[1])
 end
 return 1

@@ -5,13 +5,14 @@
 -- its flight (or empty), '1' when its events are logged from the start, reply address (or empty), job.
 local PUT_ARGS = 14
 
--- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission.
-local function put(at, began)
+-- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission. With `offered`, a lease, the run does
+-- not wait.
+local function put(at, began, offered)
   local id, account, lane, scope = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local scopes, deadline, tokens, attempts, limited, fence = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9]
   local flight, log, reply_to, job = ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
   local fields = {
-    'state', 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
+    'state', offered and 'leased' or 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
   }
   local function set(name, value)
     fields[#fields + 1] = name
@@ -29,8 +30,22 @@ local function put(at, began)
     redis.call('DEL', key('events', id))
     redis.call('RPUSH', key('events', id), 'q' .. began)
   end
+  if offered then
+    fence = next_fence(fence)
+    set('fence', fence)
+    set('work', 'call')
+    set('attempts', '1')
+    set('taken', NOW)
+    set('started', NOW)
+    set('held', 'o')
+  end
   redis.call('SET', key('job', id), job)
   redis.call('HSET', key('run', id), unpack(fields))
+  if offered then
+    redis.call('ZADD', key('lease'), now + offered, id)
+    if log ~= '' then note(id, reply_to, 's1') end
+    return offer(id, scope, fence, log ~= '', job)
+  end
   begin_wait(id, deadline, #job)
   if flight ~= '' and wait_behind(id, lane, flight, tonumber(deadline)) then return end
   line_up(id, lane, scope, account, now, false)

@@ -12,34 +12,34 @@ end
 local function take_over(id, fence, work, job, ending)
   local new_fence = take(id, fence, worker, work, lease)
   if work == 'record' then redis.call('HSET', key('run', id), 'state', 'ended') end
-  local attempts, limited, target, ready, waited, started =
-    read(id, 'attempts', 'limited', 'target', 'ready', 'waited', 'started')
+  local attempts, limited, target, ready, waited, taken, started =
+    read(id, 'attempts', 'limited', 'target', 'ready', 'waited', 'taken', 'started')
   local lost_worker, lost_fence, lost_attempt, lost_taken, log =
     read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken', 'log')
   bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
     id, job, new_fence, whole((tonumber(attempts) or 0) + 1), limited or '0', target or '0',
-    waited or whole(math.max(now - tonumber(ready), 0)), started or NOW, work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
+    waited or whole(math.max((tonumber(taken) or now) - tonumber(ready), 0)), started or NOW, work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
   }
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
   if bytes > ANSWER_BYTES then break end
-  local state, fence, work, cancel, scope, held = read(id, 'state', 'fence', 'work', 'cancel', 'scope', 'held')
+  local state, fence, work, cancel, scope, held, owner = read(id, 'state', 'fence', 'work', 'cancel', 'scope', 'held', 'owner')
   local job = redis.call('GET', key('job', id))
   local ending = state == 'ended' and redis.call('GET', key('end', id))
   if state and state ~= 'leased' and state ~= 'ended' then
     redis.call('ZREM', key('lease'), id)
   elseif not state or not job or (state == 'ended' and not ending) then
     forget(id)
-  else
+  elseif not (state == 'leased' and has(held, 'o') and not owner and withdraw(id, scope)) then
     free_slot(id, scope, held)
     if ending then
       work = 'record'
     elseif work == 'call' then
-      local owner, attempts, taken = read(id, 'owner', 'attempts', 'taken')
+      local attempts, taken = read(id, 'attempts', 'taken')
       local losses = redis.call('HINCRBY', key('run', id), 'losses', 1)
-      redis.call('HSET', key('run', id), 'lost_worker', owner, 'lost_fence', fence, 'lost_attempt', attempts, 'lost_taken', taken)
+      redis.call('HSET', key('run', id), 'lost_worker', owner or '', 'lost_fence', fence, 'lost_attempt', attempts, 'lost_taken', taken)
       work = losses > allowed and 'poison' or 'lost'
     end
     if cancel and not ending then work = ending_work(cancel) end

@@ -30,8 +30,8 @@ if uncounted then
   redis.call('HSET', key('run', id), 'attempts', attempts)
   if attempts == 0 then redis.call('HDEL', key('run', id), 'started') end
   since = tonumber(ready)
-  -- The account gets its turn back.
-  local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account))
+  -- The account gets its turn back. An offer took none.
+  local own = not has(held, 'o') and tonumber(redis.call('ZSCORE', key('virtual', lane), account))
   if own then
     redis.call('ZADD', key('virtual', lane), own - math.max(tonumber(tokens), 1), account)
     redis.call('ZREM', key('turns', lane, scope), account)

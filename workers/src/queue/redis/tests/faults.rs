@@ -166,13 +166,13 @@ async fn a_stopped_redis_is_unreachable_at_once_and_heals_without_a_restart() {
     let (worker, front_door) = (WorkerId::new(), FrontDoorId::new());
     let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
     queue.ping().await.unwrap();
-    queue.wait(worker, Duration::from_millis(1)).await.unwrap();
+    queue.rest(worker, Duration::from_millis(1)).await.unwrap();
 
     server.stop();
     let started = Instant::now();
     assert!(queue.ping().await.is_err());
     assert!(queue.claim(worker, 1, &scopes()).await.is_err());
-    assert!(queue.wait(worker, Duration::from_secs(30)).await.is_err());
+    assert!(queue.rest(worker, Duration::from_secs(30)).await.is_err());
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 
     assert!(server.restart().await);

@@ -127,7 +127,7 @@ async fn slots_come_back_when_a_call_ends_and_when_its_worker_is_lost() {
     let held = queue.claim(worker, 3, &limits).await.unwrap();
     assert!(held.claims.is_empty() && held.next.is_some());
     queue.stash(&ending(&claim, worker)).await.unwrap();
-    soon(queue.wait(worker, Duration::from_secs(20))).await.unwrap();
+    soon(queue.rest(worker, Duration::from_secs(20))).await.unwrap();
     assert_eq!(queue.claim(worker, 3, &limits).await.unwrap().claims.len(), 1);
     // Nobody ends that one, and nobody reaps.
     let healed = eventually(async || queue.claim(worker, 3, &limits).await.unwrap().claims.pop()).await;

@@ -97,6 +97,17 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Some worker blocks.
+    pub async fn until_blocked(&self) {
+        eventually(async || {
+            let clients: String = self.command(&["CLIENT", "LIST"]).await;
+            clients.contains("cmd=blmpop").then_some(())
+        })
+        .await;
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop();
