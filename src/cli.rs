@@ -18,8 +18,9 @@ pub mod serve;
 pub mod user;
 pub mod webhook;
 
-use std::{collections::HashMap, env, future::Future, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, env, future::Future, path::PathBuf};
 
+use actix::System;
 use clap::{Args, Parser, Subcommand};
 use sea_orm::DatabaseConnection;
 use tokio::runtime::{self, Runtime};
@@ -190,20 +191,20 @@ impl Cli {
             Command::Demo { listen, once } => {
                 inputs.flags.listen = listen.listen;
                 let config = start_command(&inputs)?;
-                many_threads(|runtime| demo::run(config, once, output, runtime))
+                serve(config.threads, demo::run(config, once, output))
             }
             Command::Serve { listen, stores, no_workers } => {
                 inputs.flags.listen = listen.listen;
                 stores.apply(&mut inputs.flags);
                 let config = start_server(&inputs)?;
                 let roles = Roles { front_door: true, executors: !no_workers };
-                many_threads(|runtime| serve::run(config, roles, runtime))
+                serve(config.threads, serve::run(config, roles))
             }
             Command::Worker { stores } => {
                 stores.apply(&mut inputs.flags);
                 let config = start_server(&inputs)?;
                 let roles = Roles { front_door: false, executors: true };
-                many_threads(|runtime| serve::run(config, roles, runtime))
+                serve(config.threads, serve::run(config, roles))
             }
             Command::Account { stores, command } => {
                 with_database(inputs, stores, async |db, config| account::run(command, &db, &config, output).await)
@@ -306,12 +307,20 @@ fn with_database(
     })
 }
 
-fn many_threads<C>(command: impl FnOnce(Arc<Runtime>) -> C) -> Result<(), CliError>
-where
-    C: Future<Output = Result<(), CliError>>,
-{
-    let runtime = Arc::new(build(runtime::Builder::new_multi_thread())?);
-    runtime.block_on(command(runtime.clone()))
+/// Runs a process that serves, as the actix system that its actors need.
+fn serve(threads: Option<usize>, command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {
+    let threads = match threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2)),
+    };
+    let runtime = if threads == 1 {
+        build(runtime::Builder::new_current_thread())?
+    } else {
+        let mut builder = runtime::Builder::new_multi_thread();
+        builder.worker_threads(threads);
+        build(builder)?
+    };
+    System::with_tokio_rt(|| runtime).block_on(command)
 }
 
 fn one_thread(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {

@@ -37,6 +37,8 @@ pub struct Config {
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
     pub server: ServerConfig,
+    /// Threads that drive connections and runs; `None` is as many as suits the machine.
+    pub threads: Option<usize>,
     pub database: DatabaseConfig,
     /// Absent: the embedded queue.
     pub redis: Option<RedisConfig>,

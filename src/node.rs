@@ -11,7 +11,7 @@ use std::{
 };
 
 use sea_orm::{DatabaseConnection, DbBackend};
-use tokio::{net::TcpListener, pin, runtime::Runtime, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, pin, task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use workers::{
     Engine,
@@ -130,8 +130,8 @@ struct Door {
 }
 
 impl Node {
-    /// Opens everything. Nothing is left behind when it fails.
-    pub async fn start(config: Config, roles: Roles, runtime: Arc<Runtime>) -> Result<Self, NodeError> {
+    /// Opens everything, on the thread of an actix system if it has executors. Nothing is left behind when it fails.
+    pub async fn start(config: Config, roles: Roles) -> Result<Self, NodeError> {
         let config = Arc::new(config);
         // Listening comes first: a port that is taken is the most common mistake, and the cheapest to find.
         let api = if roles.front_door { Some(listen(config.server.listen, API_SETTING).await?) } else { None };
@@ -160,7 +160,7 @@ impl Node {
                 retry: config.retry,
                 providers: config.providers.values().cloned().collect(),
             };
-            Some(ExecutorPool::start(runtime, ledger.clone(), queue, settings).await?)
+            Some(ExecutorPool::start(ledger.clone(), queue, settings)?)
         } else {
             None
         };

@@ -1,9 +1,9 @@
 //! `demo`: the whole product in one process, with the example of the published contract, and no key to anything.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::net::TcpListener;
 use workers::providers::Secret;
 
 use super::{
@@ -34,7 +34,7 @@ const EXAMPLE: &str = r#"{
 const ACCOUNT: &str = "demo";
 
 /// Seeds a throw-away database, serves, runs the example over HTTP and shows what came back; then serves on, or ends with `once`.
-pub async fn run(mut config: Config, once: bool, output: Output, runtime: Arc<Runtime>) -> Result<(), CliError> {
+pub async fn run(mut config: Config, once: bool, output: Output) -> Result<(), CliError> {
     let folder = tempfile::Builder::new()
         .prefix("prompt-manager-demo-")
         .tempdir()
@@ -47,7 +47,7 @@ pub async fn run(mut config: Config, once: bool, output: Output, runtime: Arc<Ru
 
     let key = seed(&config).await?;
     let mut signals = Signals::install()?;
-    let node = Node::start(config, Roles { front_door: true, executors: true }, runtime).await?;
+    let node = Node::start(config, Roles { front_door: true, executors: true }).await?;
     let address = node.address().ok_or_else(|| CliError::Software("the demo's server has no address".into()))?;
     let answer = call(address, &key).await?;
     let data = json!({ "url": url(address), "key": key, "answer": serde_json::from_str::<Value>(&answer).ok() });

@@ -1,12 +1,6 @@
 //! `serve` and `worker`: a node that runs until it is told to stop.
 
-use std::sync::Arc;
-
-use tokio::{
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-};
-
+use tokio::signal::unix::{SignalKind, signal};
 use workers::queue::redis::ConnectError;
 
 use super::error::CliError;
@@ -16,10 +10,10 @@ use crate::{
 };
 
 /// Runs a node until SIGTERM or SIGINT; a second signal ends it at once.
-pub async fn run(config: Config, roles: Roles, runtime: Arc<Runtime>) -> Result<(), CliError> {
+pub async fn run(config: Config, roles: Roles) -> Result<(), CliError> {
     let mut signals = Signals::install()?;
     let node = tokio::select! {
-        node = Node::start(config, roles, runtime) => node?,
+        node = Node::start(config, roles) => node?,
         () = signals.next() => return Ok(()),
     };
     if let Some(address) = node.address() {

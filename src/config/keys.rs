@@ -60,6 +60,7 @@ pub const KEYS: &[Key] = &[
     key("server.max_body_bytes", Kind::Number, "1048576"),
     key("server.header_read_timeout_ms", Kind::Number, "10000"),
     key("server.drain_timeout_ms", Kind::Number, "30000"),
+    unset("runtime.threads", Kind::Number),
     short("PROMPT_MANAGER_DATABASE_URL", key("database.url", Kind::Url, "sqlite://prompt-manager.db?mode=rwc")),
     key("database.max_connections", Kind::Number, "10"),
     key("database.connect_timeout_ms", Kind::Number, "5000"),

@@ -131,6 +131,7 @@ fn flags(flags: &Flags) -> BTreeMap<String, Given> {
 /// All but the tables, which the caller adds. Every key is read before the first error ends it.
 fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     let server = server(reader);
+    let threads = reader.optional("runtime.threads", value::whole(1..=1_024));
     let database = database(reader);
     let redis = redis(reader);
     let secret_keys = reader.optional("security.secret_key", value::secrets);
@@ -150,6 +151,7 @@ fn sections(reader: &mut Reader) -> Result<Config, Reported> {
     Ok(Config {
         file: None,
         server: server?,
+        threads: threads?,
         database: database?,
         redis: redis?,
         secret_key,

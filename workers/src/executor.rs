@@ -12,8 +12,8 @@
 //! **pool** the leases (heartbeat, cancellation, self-abort, drain), the **reaper** and the **reconciler** their schedules.
 //!
 //! The actors live in one actix `System` on one thread, so that no message between them wakes another; what they do that takes long (a run, a
-//! batch of endings) is a task of the process's tokio runtime, which drives the connections, too. A mailbox is never filled with `do_send`,
-//! which ignores its bound.
+//! batch of endings) is a task of the process's tokio runtime, which drives the connections, too. When that runtime has one thread, it is the same
+//! one. A mailbox is never filled with `do_send`, which ignores its bound.
 
 mod actor;
 mod call;
@@ -32,13 +32,11 @@ mod streaming;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, sync::Arc, thread, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr, System};
-use tokio::{
-    runtime::Runtime,
-    sync::{Notify, Semaphore, oneshot},
-};
+use actix::{Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, System, fut};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::health::Health;
 use crate::{
@@ -70,51 +68,30 @@ pub struct PoolSettings {
 pub enum StartError {
     #[error(transparent)]
     Provider(#[from] BuildError),
-    #[error("cannot start the executors' threads")]
-    Thread(#[source] std::io::Error),
-    #[error("the executors stopped while they started")]
-    Stopped,
+    #[error("executors were started outside of an actix system")]
+    NoSystem,
 }
 
-/// A running pool of executors.
+/// A running pool of executors. When it is dropped, its actors stop, whatever they are at.
 pub struct ExecutorPool {
     pool: Addr<Pool>,
-    system: System,
-    thread: Option<thread::JoinHandle<()>>,
     health: Arc<Health>,
+    _stop: DropGuard,
 }
 
 impl ExecutorPool {
-    /// Starts actors and threads; runs are claimed from now on. The actors' I/O happens on `runtime`.
-    pub async fn start(
-        runtime: Arc<Runtime>,
-        ledger: Ledger,
-        queue: Arc<dyn Queue>,
-        settings: PoolSettings,
-    ) -> Result<Self, StartError> {
-        Self::start_with(runtime, Shared::new(ledger, queue, &settings)?).await
+    /// Starts the actors on this thread, which must be that of an actix `System`; runs are claimed from now on.
+    pub fn start(ledger: Ledger, queue: Arc<dyn Queue>, settings: PoolSettings) -> Result<Self, StartError> {
+        Self::start_with(Shared::new(ledger, queue, &settings)?)
     }
 
-    async fn start_with(runtime: Arc<Runtime>, shared: Shared) -> Result<Self, StartError> {
+    fn start_with(shared: Shared) -> Result<Self, StartError> {
+        if System::try_current().is_none() {
+            return Err(StartError::NoSystem);
+        }
         let shared = Arc::new(shared);
-        let health = shared.health.clone();
-        let (started, pool) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("executors".into())
-            .spawn(move || {
-                let system = System::with_tokio_rt(|| runtime.clone());
-                let actors = async { start_actors(&shared) };
-                let pool = system.block_on(actors);
-                // A caller that is gone needs no executors.
-                if started.send((pool, System::current())).is_ok()
-                    && let Err(error) = system.run()
-                {
-                    tracing::error!(%error, "the executors' system failed");
-                }
-            })
-            .map_err(StartError::Thread)?;
-        let (pool, system) = pool.await.map_err(|_| StartError::Stopped)?;
-        Ok(Self { pool, system, thread: Some(thread), health })
+        let (health, stop) = (shared.health.clone(), shared.stop.clone().drop_guard());
+        Ok(Self { pool: start_actors(&shared), health, _stop: stop })
     }
 
     /// What the pool says of itself, for health checks.
@@ -124,14 +101,8 @@ impl ExecutorPool {
 
     /// Stops claiming, gives running calls `grace` to end, hands the rest back uncounted, and writes what has ended to the
     /// ledger. Returns how many runs were handed back.
-    pub async fn drain(mut self, grace: Duration) -> usize {
-        let handed_back = self.pool.send(pool::Drain { grace }).await.unwrap_or(0);
-        self.system.stop();
-        if let Some(thread) = self.thread.take() {
-            // Joining blocks, and the thread may still need this runtime.
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
-        handed_back
+    pub async fn drain(self, grace: Duration) -> usize {
+        self.pool.send(pool::Drain { grace }).await.unwrap_or(0)
     }
 }
 
@@ -165,9 +136,17 @@ struct Shared {
     health: Arc<Health>,
     /// Told when runs that waited for the result of another one can be ended with it.
     answerable: Notify,
+    /// Ends all actors.
+    stop: CancellationToken,
 }
 
 impl Shared {
+    /// Ends an actor together with all others.
+    fn stops<A: Actor<Context = Context<A>>>(&self, ctx: &mut Context<A>) {
+        let stop = self.stop.clone();
+        ctx.spawn(fut::wrap_future(async move { stop.cancelled().await }).map(|(), _, ctx: &mut Context<A>| ctx.stop()));
+    }
+
     fn new(ledger: Ledger, queue: Arc<dyn Queue>, settings: &PoolSettings) -> Result<Self, BuildError> {
         let mut providers = HashMap::new();
         let mut scopes = Vec::new();
@@ -192,6 +171,7 @@ impl Shared {
             backlog: Arc::new(Semaphore::new(settings.slots.saturating_mul(BACKLOG_PER_SLOT))),
             health: Arc::new(Health::new()),
             answerable: Notify::new(),
+            stop: CancellationToken::new(),
         })
     }
 }

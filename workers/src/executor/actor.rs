@@ -49,6 +49,7 @@ impl Actor for Executor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.stops(ctx);
         self.own = Some(ctx.address());
         self.free(ctx, None);
     }

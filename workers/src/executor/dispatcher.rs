@@ -251,6 +251,7 @@ impl Actor for Dispatcher {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.stops(ctx);
         // Each executor has at most one message on its way here.
         ctx.set_mailbox_capacity(self.shared.slots.max(16));
         ctx.run_interval(Duration::from_secs(1), |act, ctx| act.claim(ctx));

@@ -196,6 +196,7 @@ impl Actor for Pool {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.stops(ctx);
         ctx.set_mailbox_capacity(self.shared.slots.max(64));
         ctx.run_interval(self.lease / CHECKS, Self::tick);
         self.listen(ctx);

@@ -53,6 +53,7 @@ impl Actor for Reaper {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.stops(ctx);
         self.schedule(ctx);
         ctx.run_interval(PRUNE, |act, ctx| {
             ctx.spawn(prune(act.shared.clone()).into_actor(act));

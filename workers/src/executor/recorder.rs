@@ -71,6 +71,7 @@ impl Actor for Recorder {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.shared.stops(ctx);
         // The backlog's permits bound what is on its way here.
         ctx.set_mailbox_capacity(self.shared.slots.max(16));
     }

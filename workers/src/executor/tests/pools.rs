@@ -13,10 +13,10 @@ struct Running {
 }
 
 impl Running {
-    async fn start(mut rig: Rig, runtime: &Arc<Runtime>) -> Self {
+    async fn start(mut rig: Rig) -> Self {
         let same = Rig::new(rig.shared.slots).await.shared;
         let shared = std::mem::replace(&mut rig.shared, same);
-        let pool = ExecutorPool::start_with(runtime.clone(), shared).await.unwrap();
+        let pool = ExecutorPool::start_with(shared).unwrap();
         Self { rig, pool }
     }
 
@@ -35,8 +35,7 @@ impl Running {
 }
 
 fn test(slots: usize, case: impl AsyncFnOnce(Running)) {
-    let runtime = Arc::new(Runtime::new().unwrap());
-    runtime.block_on(async { case(Running::start(Rig::new(slots).await, &runtime).await).await });
+    System::new().block_on(async { case(Running::start(Rig::new(slots).await).await).await });
 }
 
 #[test]
@@ -53,12 +52,11 @@ fn a_panic_ends_its_run_and_no_other_and_frees_its_slot() {
 
 #[test]
 fn a_call_leaves_when_it_is_counted() {
-    let runtime = Arc::new(Runtime::new().unwrap());
-    runtime.block_on(async {
+    System::new().block_on(async {
         // Three calls a second: without a pace in the claim the last of these would be counted two seconds before it leaves.
         let mut rig = Rig::new(8).await;
         rig.shared.scopes[0].requests_per_minute = Some(30);
-        let running = Running::start(rig, &runtime).await;
+        let running = Running::start(rig).await;
         let mut jobs = Vec::new();
         for _ in 0..8 {
             jobs.push(running.rig.submit(job()).await);
@@ -153,9 +151,8 @@ fn a_pool_goes_on_when_the_queue_is_back() {
 
 #[test]
 fn a_run_whose_executor_is_dead_goes_to_another_one() {
-    let runtime = Arc::new(Runtime::new().unwrap());
-    runtime.block_on(async {
-        let running = Running::start(Rig::with_lease(2, Duration::from_millis(900)).await, &runtime).await;
+    System::new().block_on(async {
+        let running = Running::start(Rig::with_lease(2, Duration::from_millis(900)).await).await;
         let health = running.pool.health();
         assert!(health.is_whole());
         // A panic in a run ends the run; one more while that is written down ends its executor.
