@@ -20,10 +20,10 @@ pub mod webhook;
 
 use std::{collections::HashMap, env, future::Future, path::PathBuf};
 
-use actix::System;
 use clap::{Args, Parser, Subcommand};
 use sea_orm::DatabaseConnection;
 use tokio::runtime::{self, Runtime};
+use workers::executor::run_system;
 
 use self::{
     account::AccountCommand,
@@ -320,7 +320,7 @@ fn serve(threads: Option<usize>, command: impl Future<Output = Result<(), CliErr
         builder.worker_threads(threads);
         build(builder)?
     };
-    System::with_tokio_rt(|| runtime).block_on(command)
+    run_system(runtime, command)
 }
 
 fn one_thread(command: impl Future<Output = Result<(), CliError>>) -> Result<(), CliError> {

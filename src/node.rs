@@ -130,7 +130,7 @@ struct Door {
 }
 
 impl Node {
-    /// Opens everything, on the thread of an actix system if it has executors. Nothing is left behind when it fails.
+    /// Opens everything, within [`run_system`](workers::executor::run_system) if it has executors. Nothing is left behind when it fails.
     pub async fn start(config: Config, roles: Roles) -> Result<Self, NodeError> {
         let config = Arc::new(config);
         // Listening comes first: a port that is taken is the most common mistake, and the cheapest to find.

@@ -35,7 +35,10 @@ mod tests;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorContext, ActorFutureExt, Addr, AsyncContext, Context, System, fut};
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    runtime::Runtime,
+    sync::{Notify, Semaphore},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use self::health::Health;
@@ -80,7 +83,7 @@ pub struct ExecutorPool {
 }
 
 impl ExecutorPool {
-    /// Starts the actors on this thread, which must be that of an actix `System`; runs are claimed from now on.
+    /// Starts the actors on this thread, within [`run_system`]; runs are claimed from now on.
     pub fn start(ledger: Ledger, queue: Arc<dyn Queue>, settings: PoolSettings) -> Result<Self, StartError> {
         Self::start_with(Shared::new(ledger, queue, &settings)?)
     }
@@ -104,6 +107,11 @@ impl ExecutorPool {
     pub async fn drain(self, grace: Duration) -> usize {
         self.pool.send(pool::Drain { grace }).await.unwrap_or(0)
     }
+}
+
+/// Runs a process on a runtime, as the actix system that executors need.
+pub fn run_system<T>(runtime: Runtime, process: impl Future<Output = T>) -> T {
+    System::with_tokio_rt(|| runtime).block_on(process)
 }
 
 /// The actors, from the back of the pipeline to its front, so that each knows the next.
@@ -144,7 +152,9 @@ impl Shared {
     /// Ends an actor together with all others.
     fn stops<A: Actor<Context = Context<A>>>(&self, ctx: &mut Context<A>) {
         let stop = self.stop.clone();
-        ctx.spawn(fut::wrap_future(async move { stop.cancelled().await }).map(|(), _, ctx: &mut Context<A>| ctx.stop()));
+        ctx.spawn(
+            fut::wrap_future(async move { stop.cancelled().await }).map(|(), _, ctx: &mut Context<A>| ctx.stop()),
+        );
     }
 
     fn new(ledger: Ledger, queue: Arc<dyn Queue>, settings: &PoolSettings) -> Result<Self, BuildError> {

@@ -1,6 +1,11 @@
 //! A queue under test, with what the cases do to it in one line.
 
-use std::{any::Any, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -47,12 +52,15 @@ pub struct Bench {
     pub queue: Arc<dyn Queue>,
     pub worker: WorkerId,
     pub other: WorkerId,
+    /// What was offered to the first worker while it waited.
+    offered: Arc<Mutex<Vec<Claim>>>,
     _store: Box<dyn Any + Send + Sync>,
 }
 
 impl Bench {
     pub fn new(queue: Arc<dyn Queue>, store: impl Any + Send + Sync) -> Self {
-        Self { queue, worker: WorkerId::new(), other: WorkerId::new(), _store: Box::new(store) }
+        let (worker, other, offered) = (WorkerId::new(), WorkerId::new(), Arc::default());
+        Self { queue, worker, other, offered, _store: Box::new(store) }
     }
 
     pub async fn enqueue(&self, job: &Arc<Job>) {
@@ -82,9 +90,11 @@ impl Bench {
     }
 
     pub async fn claim_in(&self, free: usize, scopes: &[ScopeLimits]) -> Claimed {
-        let claimed = self.queue.claim(self.worker, free, scopes).await.unwrap();
-        assert!(claimed.claims.len() <= free);
-        claimed
+        let mut offered = self.offered.lock().unwrap().split_off(0);
+        let mut claimed = self.queue.claim(self.worker, free - offered.len(), scopes).await.unwrap();
+        offered.append(&mut claimed.claims);
+        assert!(offered.len() <= free);
+        Claimed { claims: offered, ..claimed }
     }
 
     /// Claims the one run that must be there, for a call.
@@ -152,10 +162,11 @@ impl Bench {
 
     /// Starts to wait in the background; answers with how long that took.
     pub fn wait(&self, at_most: Duration) -> JoinHandle<Duration> {
-        let (queue, worker) = (Arc::clone(&self.queue), self.worker);
+        let (queue, worker, offered) = (Arc::clone(&self.queue), self.worker, Arc::clone(&self.offered));
         tokio::spawn(async move {
             let since = Instant::now();
-            queue.wait(worker, 1, at_most, &CancellationToken::new()).await.unwrap();
+            let claims = queue.wait(worker, 1, at_most, &CancellationToken::new()).await.unwrap();
+            offered.lock().unwrap().extend(claims);
             since.elapsed()
         })
     }

@@ -49,6 +49,7 @@ mod replies;
 mod scripts;
 #[cfg(test)]
 mod tests;
+mod together;
 mod wake;
 mod wire;
 
@@ -61,20 +62,27 @@ use std::{
 };
 
 use async_trait::async_trait;
-use redis::{FromRedisValue, Script};
+use redis::{FromRedisValue, Script, Value};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::connect::ConnectError;
-use self::{clock::Clock, connect::Connections, scripts::Invocation, wake::Waiters};
+use self::{
+    clock::Clock,
+    connect::Connections,
+    scripts::Invocation,
+    together::Together,
+    wake::Waiters,
+    wire::{Entering, Stashed},
+};
 use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats,
     MAX_LOSSES, Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission,
-    Unreachable, ending_in_queue,
+    Unreachable,
 };
 use crate::{
-    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, RunState, UnixMillis, WorkerId},
+    job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
     providers::Secret,
 };
 
@@ -87,8 +95,6 @@ const RESTORE_BATCH: usize = 100;
 const RESTORE_BYTES: usize = 1 << 20;
 /// How long a tombstone stays.
 const TOMBSTONE: Duration = Duration::from_secs(60);
-/// A cancellation meets a run that is claimed and handed back all the time this often, at most.
-const CANCEL_TRIES: usize = 100;
 
 /// Where the queue is.
 #[derive(Clone, Debug)]
@@ -107,6 +113,8 @@ pub struct RedisQueue {
     /// The hash tag, with its braces.
     tag: String,
     lease: Duration,
+    enqueues: Together<Entering, Vec<Value>>,
+    stashes: Together<Stashed, String>,
     warnings: Vec<String>,
     waiters: Waiters,
     clock: Arc<Clock>,
@@ -120,13 +128,19 @@ impl RedisQueue {
         let (connections, time, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
-        Ok(Self { connections, tag, lease: LEASE, warnings, waiters, clock, knew: AtomicBool::new(false) })
+        let enqueues = {
+            let tag = tag.clone();
+            Together::new(connections.clone(), move || Invocation::new(&scripts::ENQUEUE, &tag))
+        };
+        let stashes = stashes(&connections, &tag, LEASE);
+        let knew = AtomicBool::new(false);
+        Ok(Self { connections, tag, lease: LEASE, enqueues, stashes, warnings, waiters, clock, knew })
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
     /// owner says.
     pub fn with_lease(self, lease: Duration) -> Self {
-        Self { lease, ..self }
+        Self { lease, stashes: stashes(&self.connections, &self.tag, lease), ..self }
     }
 
     /// What the operator should know about this Redis, a sentence each.
@@ -183,11 +197,9 @@ impl Queue for RedisQueue {
 
     async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
         let Submission { job, reply_to } = submission;
-        let mut step = wire::put(self.step(&scripts::ENQUEUE), &job, &job.encode(), (0, 0, Fence::default()), reply_to);
-        if let Some(admission) = admission {
-            step = wire::admission(step, admission);
-        }
-        wire::admitted(self.run(step).await?, admission)
+        let bytes = job.encode();
+        let entering = Entering { job, bytes, reply_to, admission: admission.cloned() };
+        wire::admitted(self.enqueues.ask(entering).await?, admission)
     }
 
     async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
@@ -207,7 +219,10 @@ impl Queue for RedisQueue {
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
         let mut renewals = Vec::with_capacity(held.len());
         for batch in held.chunks(BATCH) {
-            let step = wire::with_fences(self.step(&scripts::HEARTBEAT).arg(millis(self.lease)).arg(worker.to_string()), batch);
+            let step = wire::with_fences(
+                self.step(&scripts::HEARTBEAT).arg(millis(self.lease)).arg(worker.to_string()),
+                batch,
+            );
             let answers: Vec<u8> = self.run(step).await?;
             if answers.len() != batch.len() {
                 return Err(wire::garbled("a heartbeat without an answer for every run"));
@@ -235,16 +250,14 @@ impl Queue for RedisQueue {
     }
 
     async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
-        let step = self
-            .step(&scripts::STASH)
-            .arg(ending.run.to_string())
-            .arg(ending.fence.0)
-            .arg(wire::optional(ending.usage().total()))
-            .arg(millis(self.lease))
-            .arg(millis(TOMBSTONE))
-            .arg(ending.outcome.state().as_str())
-            .arg(ending.encode());
-        wire::held(&self.run::<String>(step).await?)
+        let stashed = Stashed {
+            run: ending.run,
+            fence: ending.fence,
+            tokens: ending.usage().total(),
+            state: ending.outcome.state(),
+            bytes: ending.encode(),
+        };
+        wire::held(&self.stashes.ask(stashed).await?)
     }
 
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
@@ -274,43 +287,7 @@ impl Queue for RedisQueue {
     }
 
     async fn cancel(&self, run: RunId, outcome: Outcome) -> Result<Cancelled, Unreachable> {
-        let how = if outcome.state() == RunState::Expired { "expired" } else { "cancelled" };
-        let mut mark_only = false;
-        for _ in 0..CANCEL_TRIES {
-            let step = self.step(&scripts::CANCEL).arg(run.to_string()).arg(how).arg(u8::from(mark_only));
-            let found: Vec<Vec<u8>> = self.run(step).await?;
-            let mut found = found.into_iter();
-            match found.next().as_deref() {
-                Some(b"unknown") => return Ok(Cancelled::Unknown),
-                Some(b"finished") => return Ok(Cancelled::Finished),
-                Some(b"signalled") => return Ok(Cancelled::Signalled),
-                _ => {}
-            }
-            let [seen, fence, job, started, target]: [Vec<u8>; 5] =
-                found.collect::<Vec<_>>().try_into().map_err(|_| wire::garbled("a waiting run without its fields"))?;
-            let Ok(job) = Job::decode(&job) else {
-                mark_only = true;
-                continue;
-            };
-            let fence = Fence(wire::parse(&fence)?);
-            let started_at = if started.is_empty() { None } else { Some(UnixMillis(wire::parse(&started)?)) };
-            let mut ending = ending_in_queue(&job, fence, outcome.clone(), self.now(), started_at);
-            if let Some(target) = job.targets.get(wire::parse::<usize>(&target)?) {
-                ending.model.clone_from(&target.model);
-            }
-            let step = self
-                .step(&scripts::END_WAITING)
-                .arg(run.to_string())
-                .arg(seen)
-                .arg(fence.0)
-                .arg(millis(self.lease))
-                .arg(ending.encode());
-            if self.run::<bool>(step).await? {
-                return Ok(Cancelled::Ended { job: Arc::new(job), ending: Box::new(ending) });
-            }
-            // A worker took it between the two steps: look again.
-        }
-        Err(wire::garbled("a run that changes hands all the time"))
+        self.end_from_outside(run, outcome).await
     }
 
     async fn pause_scope(&self, scope: &str, after: Duration) -> Result<(), Unreachable> {
@@ -414,6 +391,13 @@ impl Queue for RedisQueue {
     async fn ping(&self) -> Result<(), Unreachable> {
         self.connections.ask(&redis::cmd("PING")).await
     }
+}
+
+/// Stashes endings, of runs with leases of this length.
+fn stashes(connections: &Connections, tag: &str, lease: Duration) -> Together<Stashed, String> {
+    let tag = tag.to_owned();
+    let begin = move || Invocation::new(&scripts::STASH, &tag).arg(millis(lease)).arg(millis(TOMBSTONE));
+    Together::new(connections.clone(), begin)
 }
 
 fn millis(duration: Duration) -> u64 {

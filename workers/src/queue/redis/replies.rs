@@ -1,8 +1,8 @@
 //! Endings on their way to a front door: its stream is read over a connection of its own.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use redis::{RedisError, Value, aio::MultiplexedConnection, streams::StreamReadReply};
+use redis::{RedisError, aio::MultiplexedConnection};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
@@ -122,48 +122,49 @@ impl Reader {
     async fn read(&mut self, connection: &mut MultiplexedConnection) -> Result<Vec<Reply>, RedisError> {
         let block = if self.memory.is_sweeping() { SWEEP_EVERY } else { BLOCK };
         let asked = Instant::now();
-        let tells_time = self.clock.is_stale(asked);
         let mut read = redis::pipe();
-        if tells_time {
-            // Told before the read blocks and after it, the time is known as well as if it had been asked for alone.
-            read.cmd("TIME");
-        }
         if self.upkeep.must_trim(asked) {
             read.cmd("XTRIM").arg(&self.stream).arg("MINID").arg(after(&self.last)).ignore();
         }
         if self.upkeep.must_renew(asked) {
             read.cmd("PEXPIRE").arg(&self.stream).arg(super::millis(STREAM_TTL)).ignore();
         }
+        let looks_around = self.clock.is_stale(asked);
+        if looks_around {
+            // Told before the read blocks and after it, the time is known as well as if it had been asked for alone.
+            read.cmd("TIME");
+        }
         read.cmd("XREAD").arg("COUNT").arg(BATCH).arg("BLOCK").arg(super::millis(block));
         read.arg("STREAMS").arg(&self.stream).arg(&self.last);
-        read.cmd("GET").arg(&self.epoch);
         let late = |_| RedisError::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        let (entries, epoch): (Option<StreamReadReply>, Option<String>) = if tells_time {
-            read.cmd("TIME");
+        let streams: Option<Streams> = if looks_around {
+            read.cmd("GET").arg(&self.epoch).cmd("TIME");
             let answer = timeout(block + GRACE, read.query_async(connection)).await;
-            let (before, entries, epoch, after): (Shown, _, _, Shown) = answer.map_err(late)??;
-            self.clock.learn(Sample { asked, before, after, answered: Instant::now() });
-            (entries, epoch)
+            let (before, streams, epoch, after): (Shown, _, Option<String>, Shown) = answer.map_err(late)??;
+            let answered = Instant::now();
+            self.clock.learn(Sample { asked, before, after, answered });
+            self.memory.saw(epoch, answered);
+            streams
         } else {
-            timeout(block + GRACE, read.query_async(connection)).await.map_err(late)??
+            let (streams,) = timeout(block + GRACE, read.query_async(connection)).await.map_err(late)??;
+            streams
         };
-        self.memory.saw(epoch, Instant::now());
 
         let mut replies = Vec::new();
-        for entry in entries.into_iter().flat_map(|reply| reply.keys).flat_map(|stream| stream.ids) {
-            self.upkeep.passed(&entry.map);
-            match reply(&entry.map) {
-                Some(reply) => replies.push(reply),
-                None => {
-                    tracing::warn!(stream = %self.stream, entry = %entry.id, "a message was written by another version; who waits for it asks the ledger");
-                    self.memory.sweep(Instant::now());
-                }
+        for (id, fields) in streams.into_iter().flatten().flat_map(|(_, entries)| entries) {
+            self.upkeep.passed(&fields);
+            if add_replies(&fields, &mut replies).is_none() {
+                tracing::warn!(stream = %self.stream, entry = %id, "a message was written by another version; who waits for it asks the ledger");
+                self.memory.sweep(Instant::now());
             }
-            self.last = entry.id;
+            self.last = id;
         }
         Ok(replies)
     }
 }
+
+/// What `XREAD` answers: of each stream its name and its entries, of each entry its id and its fields with their values.
+type Streams = Vec<(String, Vec<(String, Vec<Vec<u8>>)>)>;
 
 /// When the stream is next looked after.
 #[derive(Default)]
@@ -175,13 +176,9 @@ struct Upkeep {
 }
 
 impl Upkeep {
-    fn passed(&mut self, fields: &HashMap<String, Value>) {
-        // The fields' names and the entry itself count for something, too.
-        self.passed += fields
-            .values()
-            .map(|value| if let Value::BulkString(bytes) = value { bytes.len() } else { 0 })
-            .sum::<usize>()
-            + 64;
+    fn passed(&mut self, fields: &[Vec<u8>]) {
+        // The entry itself counts for something, too.
+        self.passed += fields.iter().map(Vec::len).sum::<usize>() + 64;
     }
 
     fn must_trim(&mut self, now: Instant) -> bool {
@@ -205,17 +202,28 @@ fn is_over(since: Option<Instant>, after: Duration, now: Instant) -> bool {
     since.is_none_or(|since| now.saturating_duration_since(since) >= after)
 }
 
-/// A message: an ending alone, or an event with its run and its place.
-fn reply(fields: &HashMap<String, Value>) -> Option<Reply> {
-    let field = |name| match fields.get(name) {
-        Some(Value::BulkString(bytes)) => Some(bytes.as_slice()),
-        _ => None,
-    };
-    if let Some(ending) = field("ending") {
-        return Some(Reply::Ended(Box::new(Ending::decode(ending).ok()?)));
+/// Reads a message: endings alone, or an event with its run and its place. `None` when a part of it cannot be read.
+fn add_replies(fields: &[Vec<u8>], replies: &mut Vec<Reply>) -> Option<()> {
+    let mut all = Some(());
+    if let [name, run, _, seq, _, event] = fields
+        && name == b"run"
+    {
+        let logged = Logged { seq: parse(seq).ok()?, event: Event::decode(event).ok()? };
+        replies.push(Reply::Event(parse(run).ok()?, logged));
+        return all;
     }
-    let event = Event::decode(field("event")?).ok()?;
-    Some(Reply::Event(parse(field("run")?).ok()?, Logged { seq: parse(field("seq")?).ok()?, event }))
+    for field in fields.chunks(2) {
+        match field {
+            [name, ending]
+                if name == b"ending"
+                    && let Ok(ending) = Ending::decode(ending) =>
+            {
+                replies.push(Reply::Ended(Box::new(ending)));
+            }
+            _ => all = None,
+        }
+    }
+    all
 }
 
 /// The first id after `id`.

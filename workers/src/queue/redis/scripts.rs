@@ -46,6 +46,7 @@ script!(
     "rates.lua",
     "tokens.lua",
     "loss.lua",
+    "claiming.lua",
     "claim.lua"
 );
 script!(HEARTBEAT, " flags=allow-oom", "heartbeat.lua");

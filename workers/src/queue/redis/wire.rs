@@ -4,9 +4,9 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, Value};
 
-use super::{connect::unreachable, scripts::Invocation};
+use super::{connect::unreachable, scripts::Invocation, together::Part};
 use crate::{
-    job::{Ending, Event, Fence, FrontDoorId, Job, Logged, RunId, UnixMillis, WorkerId},
+    job::{Ending, Event, Fence, FrontDoorId, Job, Logged, RunId, RunState, UnixMillis, WorkerId},
     queue::{Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, ScopeLimits, Unreachable, Work},
 };
 
@@ -56,6 +56,53 @@ pub(super) fn put(
         .arg(if job.stream { "1" } else { "" })
         .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
         .arg(bytes)
+}
+
+/// A run on its way into the queue, as `enqueue.lua` takes it.
+pub(super) struct Entering {
+    pub job: Arc<Job>,
+    pub bytes: Vec<u8>,
+    pub reply_to: Option<FrontDoorId>,
+    pub admission: Option<Admission>,
+}
+
+impl Part for Entering {
+    fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn add_to(&self, step: Invocation) -> Invocation {
+        // Depth, bytes, and two for every rule.
+        let arguments = self.admission.as_ref().map_or(0, |admission| 2 + 2 * admission.rules.len());
+        let step = put(step.arg(arguments), &self.job, &self.bytes, (0, 0, Fence::default()), self.reply_to);
+        match &self.admission {
+            Some(limits) => admission(step, limits),
+            None => step,
+        }
+    }
+}
+
+/// An ending, as `stash.lua` takes it.
+pub(super) struct Stashed {
+    pub run: RunId,
+    pub fence: Fence,
+    pub tokens: Option<u64>,
+    pub state: RunState,
+    pub bytes: Vec<u8>,
+}
+
+impl Part for Stashed {
+    fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn add_to(&self, step: Invocation) -> Invocation {
+        step.arg(self.run.to_string())
+            .arg(self.fence.0)
+            .arg(optional(self.tokens))
+            .arg(self.state.as_str())
+            .arg(&self.bytes)
+    }
 }
 
 /// Adds an admission, as `admission.lua` takes it.

@@ -1,10 +1,10 @@
--- Admission: the arguments from ARGV[at] on are depth and bytes allowed, then subject and requests a minute of every rule.
+-- Admission: the arguments from ARGV[first] to ARGV[last] are depth and bytes allowed, then subject and requests a minute of every rule.
 -- Answers {'yes', rates…}, {'limited', rule, after, rates…} or {'full'}; the rates are, for every rule, what remains and how long until
--- its oldest request leaves the minute. A run that the queue knows is admitted already and charged nothing. `waiting` is how many bytes wait before a
--- run that will wait, too.
-local function admit(at, size, known, waiting)
+-- its oldest request leaves the minute. A run that the queue knows is admitted already and charged nothing. `waiting` is how many runs and bytes
+-- wait before a run that will wait, too.
+local function admit(first, last, size, known, waiting)
   local rules, limited, after = {}, nil, 0
-  for i = at + 2, #ARGV, 2 do
+  for i = first + 2, last, 2 do
     local rule = { log = key('calls', ARGV[i]), limit = tonumber(ARGV[i + 1]) }
     rule.counted = count(rule.log)
     rules[#rules + 1] = rule
@@ -20,8 +20,7 @@ local function admit(at, size, known, waiting)
   elseif known then
     answer = { 'yes' }
   else
-    -- Whatever waits has a deadline.
-    if waiting and (waiting + size > tonumber(ARGV[at + 1]) or redis.call('ZCARD', key('deadlines')) >= tonumber(ARGV[at])) then
+    if waiting and (waiting.runs >= tonumber(ARGV[first]) or waiting.bytes + size > tonumber(ARGV[first + 1])) then
       return { 'full' }
     end
     answer = { 'yes' }
@@ -37,4 +36,12 @@ local function admit(at, size, known, waiting)
     answer[#answer + 1] = oldest and oldest + MINUTE + 1 - now or 0
   end
   return answer
+end
+
+-- What waits has a deadline.
+local function all_that_waits()
+  return {
+    runs = redis.call('ZCARD', key('deadlines')),
+    bytes = tonumber(redis.call('HGET', key('meta'), 'bytes')) or 0,
+  }
 end

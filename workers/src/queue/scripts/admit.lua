@@ -1,2 +1,2 @@
 -- ARGV: size of the job, then the admission.
-return admit(2, tonumber(ARGV[1]), false, tonumber(redis.call('HGET', key('meta'), 'bytes')) or 0)
+return admit(2, #ARGV, tonumber(ARGV[1]), false, all_that_waits())

@@ -1,52 +1,12 @@
--- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, '1' when an earlier claim has just registered the
--- worker as idle, '1' when the worker waits for runs after this, so that some may be offered to it, then of every scope its
--- name, concurrency, requests a minute, tokens a minute and calls that may leave at once (empty: no limit), and how long until one more may leave than those.
--- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.
-local worker, free, lease = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- A claim: offers that nobody took, then what waits in line, shared by lanes, scopes and accounts.
 
 local WEIGHT = { interactive = 8, default = 3, batch = 1 }
 -- After so long the first run of a lane has waited too long: its lane has twice the weight, and tokens are saved up for it.
 local PATIENCE = { interactive = 10000, default = 30000, batch = 60000 }
 -- At most so many entries of ended runs are swept out of the lists in one step.
 local SWEEP = 500
--- So long runs are offered after a claim said that there is room. A worker that waits claims more often than that.
-local ROOM_TTL = 5000
 -- Accounts that a lane has passed are swept out when its virtual time passes a multiple of this.
 local SWEPT_EVERY = 20000
-local IDLE_TTL = 45000
-
-local scopes, named, unlimited = {}, {}, {}
-for i = 7, #ARGV, 6 do
-  local scope = {
-    name = ARGV[i],
-    max_slots = tonumber(ARGV[i + 1]),
-    max_requests = tonumber(ARGV[i + 2]),
-    max_tokens = tonumber(ARGV[i + 3]),
-    at_once = tonumber(ARGV[i + 4]),
-    next_call = tonumber(ARGV[i + 5]),
-    heads = {},
-    lines = {},
-    alone = {},
-  }
-  scopes[#scopes + 1] = scope
-  named[scope.name] = true
-  if not (scope.max_slots or scope.max_requests or scope.max_tokens or scope.at_once) then unlimited[#unlimited + 1] = scope end
-end
-
--- A worker with free slots left is idle: new work of its scopes wakes it.
-local function set_idle(is_idle)
-  if is_idle == (ARGV[5] == '1') then return end
-  for _, scope in ipairs(scopes) do
-    local idle = key('idle', scope.name)
-    if is_idle then
-      redis.call('ZADD', idle, now + IDLE_TTL, worker)
-      redis.call('PEXPIRE', idle, IDLE_TTL)
-      redis.call('SADD', key('scopes'), scope.name)
-    else
-      redis.call('ZREM', idle, worker)
-    end
-  end
-end
 
 local all_paused, forgot, epoch = unpack(redis.call('MGET', key('paused'), key('forgot'), key('epoch')))
 if all_paused then
@@ -68,53 +28,10 @@ end
 -- What was forgotten may still be in a call (for as long as a lease), and its requests and tokens count for a minute.
 forgot = note_loss(ARGV[4] == '1', forgot, epoch)
 
-local claims, bytes = {}, 0
-
-local function claimed(id, job, fence, number, limited, target, waited, started, work, log)
-  bytes = bytes + #job
-  claims[#claims + 1] = {
-    id, job, fence, number, limited or '0', target or '0', waited, started, work, '', '', '', '', '', mark(id, log),
-  }
-end
-
--- Offers that nobody has taken come first. Whoever took one after all has lost it with this.
-local function adopt(scope)
-  while #claims < free and bytes <= ANSWER_BYTES do
-    local offer = redis.call('LPOP', key('offers', scope))
-    if not offer then return end
-    local id, offered = string.match(offer, '^(%S+) (%S+)')
-    local state, fence, owner, ready, started, cancel, deadline, log =
-      read(id, 'state', 'fence', 'owner', 'ready', 'started', 'cancel', 'deadline', 'log')
-    local job = redis.call('GET', key('job', id))
-    if state == 'leased' and fence == offered and not owner and job then
-      local work = cancel == 'cancelled' and 'cancel' or (cancel or tonumber(deadline) <= now) and 'expire' or 'call'
-      claimed(id, job, take(id, fence, worker, work, lease), '1', nil, nil, whole(math.max(now - ready, 0)), started, work, log)
-      redis.call('HSET', key('run', id), 'taken', NOW)
-    end
-  end
-end
-
 local offers = {}
 for i, scope in ipairs(unlimited) do offers[i] = key('offers', scope.name) end
 if #offers > 0 and redis.call('EXISTS', unpack(offers)) > 0 then
   for _, scope in ipairs(unlimited) do adopt(scope.name) end
-end
-
--- As many runs of the scopes without limits as this worker has executors left may be offered from now on.
-local function give_room()
-  if ARGV[6] ~= '1' or #unlimited == 0 then return end
-  if #claims >= free then
-    redis.call('HSET', key('meta'), 'open', 0)
-    return
-  end
-  local pauses, fields = {}, { 'open', whole(now + ROOM_TTL), 'lease', whole(lease) }
-  for i, scope in ipairs(unlimited) do pauses[i] = key('paused', scope.name) end
-  local paused = redis.call('MGET', unpack(pauses))
-  for i, scope in ipairs(unlimited) do
-    fields[#fields + 1] = 'room:' .. scope.name
-    fields[#fields + 1] = paused[i] and 0 or free - #claims
-  end
-  redis.call('HSET', key('meta'), unpack(fields))
 end
 
 -- The lines that there are.

@@ -49,17 +49,18 @@ local function next_fence(previous)
   return NOW_US
 end
 
--- Wakes one worker that ran out of work in this scope, unless as many as are idle have been woken already. A worker that
--- waits without having claimed is idle for any scope.
+-- Wakes one worker that ran out of work in this scope, unless as many as are idle have been woken already: answers whether it did. A worker
+-- that waits without having claimed is idle for any scope.
 local function wake(scope)
   for _, name in ipairs({ scope, WILDCARD }) do
     local tokens = key('wake', name)
     local idle = redis.call('ZCOUNT', key('idle', name), now, '+inf')
     if idle > 0 and redis.call('LLEN', tokens) < idle then
       if redis.call('RPUSH', tokens, 1) == 1 then redis.call('PEXPIRE', tokens, WAKE_TTL) end
-      return
+      return true
     end
   end
+  return false
 end
 
 local function has_waiting(scope)
@@ -90,14 +91,19 @@ local function end_wait(id, lane)
   redis.call('HINCRBY', key('meta'), 'bytes', whole(-redis.call('STRLEN', key('job', id))))
 end
 
--- Puts a run that is ready in line. An account that becomes active starts at the virtual time of its lane, never before it.
+-- Gives an account with a line its turn, if it has none. One that becomes active starts at the virtual time of its lane, never before it.
+local function take_turn(lane, scope, account)
+  local virtual = tonumber(redis.call('HGET', key('meta'), 'virtual:' .. lane)) or 0
+  local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+  redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
+end
+
+-- Puts a run that is ready in line.
 local function line_up(id, lane, scope, account, since, in_front)
   redis.call('ZADD', key('waiting', lane), since, id)
   -- An account with a line has its turn; one whose run was handed back may have lost it.
   if redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id) > 1 and not in_front then return end
-  local virtual = tonumber(redis.call('HGET', key('meta'), 'virtual:' .. lane)) or 0
-  local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
-  redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
+  take_turn(lane, scope, account)
 end
 
 -- No run of this scope is offered before a claim has found its lines empty.
@@ -120,9 +126,9 @@ local function send(front_door, ...)
   end
 end
 
--- Sends an ending to the front door that waits, if one does.
+-- Sends an ending to the front door that waits.
 local function reply(front_door, ending)
-  if front_door then send(front_door, 'ending', ending) end
+  send(front_door, 'ending', ending)
 end
 
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.

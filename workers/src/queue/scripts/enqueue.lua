@@ -1,28 +1,47 @@
--- ARGV: the run as `put` takes it, then the admission, if there is one.
-local id, scope, flight, log, reply_to, job = ARGV[1], ARGV[4], ARGV[PUT_ARGS - 3], ARGV[PUT_ARGS - 2], ARGV[PUT_ARGS - 1], ARGV[PUT_ARGS]
+-- ARGV: any number of runs: of each, how many arguments its admission has, the run as `put` takes it, and the admission. Answers for each what `admit`
+-- answers, or {'yes'}.
 
 -- Offers travel whole, and those of one read together.
 local OFFERED_BYTES = 256 * 1024
 
-local state = read(id, 'state')
-if state then
-  -- Known already: sent twice, or restored from the ledger in the meantime. Then only the reply address may be new.
-  if reply_to ~= '' and state ~= 'done' and redis.call('HSETNX', key('run', id), 'reply_to', reply_to) == 1 then
-    if log ~= '' then follow(id, read(id, 'followers'), reply_to) end
-    local ending = state == 'ended' and redis.call('GET', key('end', id))
-    if ending then reply(reply_to, ending) end
-  end
+local before = nil
+
+-- What waits before a run that comes now.
+local function waiting()
+  before = before or all_that_waits()
+  return { runs = before.runs + came.waiting, bytes = before.bytes + came.bytes }
 end
 
-local waiting, room
-if not state then
-  waiting, room = look_for_room(scope)
+local function enqueue(at, last)
+  local id, scope, deadline, flight, log, reply_to, job =
+    ARGV[at], ARGV[at + 3], ARGV[at + 5], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
+  local state = read(id, 'state')
+  if state then
+    -- Known already: sent twice, or restored from the ledger in the meantime. Then only the reply address may be new.
+    if reply_to ~= '' and state ~= 'done' and redis.call('HSETNX', key('run', id), 'reply_to', reply_to) == 1 then
+      if log ~= '' then follow(id, read(id, 'followers'), reply_to) end
+      local ending = state == 'ended' and redis.call('GET', key('end', id))
+      if ending then reply(reply_to, ending) end
+    end
+  end
+
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.
-  if flight ~= '' or #job > OFFERED_BYTES or tonumber(ARGV[6]) <= now then room = nil end
+  local room = not state and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and room_in(scope)
+  if not (room and room.runs > 0) then room = nil end
+  local first, answer = at + PUT_ARGS, { 'yes' }
+  if last >= first then answer = admit(first, last, #job, state, not room and not state and waiting() or nil) end
+  if answer[1] == 'yes' and not state then
+    if room then room.runs = room.runs - 1 end
+    put(at, '', room and room.lease)
+  end
+  return answer
 end
-local answer = { 'yes' }
-if #ARGV > PUT_ARGS then
-  answer = admit(PUT_ARGS + 1, #job, state, not room and waiting or nil)
+
+local answers, at = {}, 1
+while at < #ARGV do
+  local last = at + PUT_ARGS + tonumber(ARGV[at])
+  answers[#answers + 1] = enqueue(at + 1, last)
+  at = last + 1
 end
-if answer[1] == 'yes' and not state then put(1, '', room) end
-return answer
+arrive()
+return answers

@@ -28,11 +28,17 @@ local function mark(id, log)
   return (redis.call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
 end
 
--- The ending is the last event, for those who follow, and a message to the front door that waits.
-local function announce(id, ending, reply_to, log, followers)
+-- The ending is the last event, for those who follow, and a message to the front door that waits. With `replies`, that is left there, to be sent
+-- with others.
+local function announce(id, ending, reply_to, log, followers, replies)
   if log then
     note(id, followers, 'e' .. ending)
     redis.call('PEXPIRE', key('events', id), LOG_TTL)
   end
-  if not (reply_to and follows(followers, reply_to)) then reply(reply_to, ending) end
+  if not reply_to or follows(followers, reply_to) then return end
+  if not replies then return reply(reply_to, ending) end
+  local endings = replies[reply_to] or {}
+  endings[#endings + 1] = 'ending'
+  endings[#endings + 1] = ending
+  replies[reply_to] = endings
 end

@@ -5,4 +5,5 @@ for at = 1, #ARGV, PUT_ARGS do
     put(at, whole(now_us))
   end
 end
+arrive()
 return 1

@@ -1,0 +1,141 @@
+//! The same step of many runs in one script. A step goes at once when none of its kind is under way; those that come meanwhile go together as soon
+//! as it has been answered. What a script costs by itself, and what its runs have in common, is paid once then.
+
+use std::{
+    collections::VecDeque,
+    error::Error,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use redis::FromRedisValue;
+use tokio::sync::oneshot;
+
+use super::{
+    connect::{Connections, unreachable},
+    scripts::Invocation,
+    wire::garbled,
+};
+use crate::queue::Unreachable;
+
+/// Runs, and bytes of them, in one script: it keeps Redis busy for about a millisecond, in which it answers nobody else.
+const MOST: usize = 50;
+const MOST_BYTES: usize = 1 << 20;
+
+/// What a step takes of one run.
+pub(super) trait Part: Send + Sync + 'static {
+    /// About how large it is.
+    fn bytes(&self) -> usize;
+    /// Adds its arguments.
+    fn add_to(&self, step: Invocation) -> Invocation;
+}
+
+/// Gathers the parts of one kind of step.
+pub(super) struct Together<P, T>(Arc<Inner<P, T>>);
+
+struct Inner<P, T> {
+    connections: Connections,
+    /// The step without a part.
+    begin: Box<dyn Fn() -> Invocation + Send + Sync>,
+    gathered: Mutex<Gathered<P, T>>,
+}
+
+struct Gathered<P, T> {
+    parts: VecDeque<(P, oneshot::Sender<Result<T, Unreachable>>)>,
+    /// Somebody takes what is gathered.
+    is_served: bool,
+}
+
+impl<P: Part, T: FromRedisValue + Send + 'static> Together<P, T> {
+    pub fn new(connections: Connections, begin: impl Fn() -> Invocation + Send + Sync + 'static) -> Self {
+        let gathered = Mutex::new(Gathered { parts: VecDeque::new(), is_served: false });
+        Self(Arc::new(Inner { connections, begin: Box::new(begin), gathered }))
+    }
+
+    /// The answer for one run.
+    pub async fn ask(&self, part: P) -> Result<T, Unreachable> {
+        let (send, answer) = oneshot::channel();
+        if !self.0.gather(part, send) {
+            // In a task of its own: whoever came first may leave before the others are answered.
+            tokio::spawn(Service { inner: self.0.clone(), has_ended: false }.run());
+        }
+        answer.await.unwrap_or_else(|_| Err(garbled("a step was not made")))
+    }
+}
+
+impl<P, T> Inner<P, T> {
+    /// Answers whether there is a service; from now on there is to be one.
+    fn gather(&self, part: P, sender: oneshot::Sender<Result<T, Unreachable>>) -> bool {
+        let mut gathered = self.lock();
+        gathered.parts.push_back((part, sender));
+        mem::replace(&mut gathered.is_served, true)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Gathered<P, T>> {
+        // Nothing panics while it holds the lock.
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes what is gathered, until nothing is.
+struct Service<P, T> {
+    inner: Arc<Inner<P, T>>,
+    has_ended: bool,
+}
+
+impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
+    async fn run(mut self) {
+        loop {
+            let (parts, senders) = self.next();
+            if parts.is_empty() {
+                return;
+            }
+            let step = parts.iter().fold((self.inner.begin)(), |step, part| part.add_to(step));
+            match self.inner.connections.ask::<Vec<T>>(&step).await {
+                Ok(answers) if answers.len() == parts.len() => {
+                    for (sender, answer) in senders.into_iter().zip(answers) {
+                        // Whoever left needs no answer.
+                        let _ = sender.send(Ok(answer));
+                    }
+                }
+                Ok(_) => fail(senders, garbled("a step without an answer for every run")),
+                Err(error) => fail(senders, error),
+            }
+        }
+    }
+
+    /// The next parts that go together. When there are none, the service has ended with this.
+    fn next(&mut self) -> (Vec<P>, Vec<oneshot::Sender<Result<T, Unreachable>>>) {
+        let mut gathered = self.inner.lock();
+        let mut bytes = 0;
+        let fits = |(part, _): &&(P, _)| {
+            let before = bytes;
+            bytes += part.bytes();
+            before < MOST_BYTES
+        };
+        let taken = gathered.parts.iter().take(MOST).take_while(fits).count();
+        self.has_ended = taken == 0;
+        gathered.is_served = taken > 0;
+        gathered.parts.drain(..taken).unzip()
+    }
+}
+
+impl<P, T> Drop for Service<P, T> {
+    /// A service that was cut off, with its runtime or by a panic, is not waited for.
+    fn drop(&mut self) {
+        if !self.has_ended {
+            let mut gathered = self.inner.lock();
+            gathered.is_served = false;
+            gathered.parts.clear();
+        }
+    }
+}
+
+/// Tells all of them of one failure.
+fn fail<T>(senders: Vec<oneshot::Sender<Result<T, Unreachable>>>, error: Unreachable) {
+    let error: Arc<dyn Error + Send + Sync> = Arc::from(error.0);
+    for sender in senders {
+        // Whoever left needs no answer.
+        let _ = sender.send(Err(unreachable(error.clone())));
+    }
+}
