@@ -6,7 +6,7 @@
 use std::{mem, sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use actix::prelude::*;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     executor::{
@@ -25,12 +25,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Endings in one transaction, at most.
 const BATCH: usize = 256;
+/// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it.
+const BREATH: Duration = Duration::from_millis(2);
 
 pub struct Recorder {
     shared: Arc<Shared>,
     pool: Addr<Pool>,
     pending: Vec<Record>,
     flushing: bool,
+    /// When the next batch may begin.
+    not_before: Instant,
+    /// It is waited for.
+    breathing: bool,
     idle: Vec<tokio::sync::oneshot::Sender<()>>,
     _on_duty: OnDuty,
 }
@@ -38,10 +44,19 @@ pub struct Recorder {
 impl Recorder {
     pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
         let on_duty = shared.health.on_duty("the recorder");
-        Self { shared, pool, pending: Vec::new(), flushing: false, idle: Vec::new(), _on_duty: on_duty }
+        Self {
+            shared,
+            pool,
+            pending: Vec::new(),
+            flushing: false,
+            not_before: Instant::now(),
+            breathing: false,
+            idle: Vec::new(),
+            _on_duty: on_duty,
+        }
     }
 
-    /// At once when idle; what comes while a batch is written makes the next one.
+    /// At once when idle; what comes while a batch is written, or just after, makes the next one.
     fn flush(&mut self, ctx: &mut Context<Self>) {
         if self.flushing {
             return;
@@ -53,6 +68,19 @@ impl Recorder {
             }
             return;
         }
+        let now = Instant::now();
+        let breath = self.not_before.saturating_duration_since(now);
+        // Whoever waits for the last ending is not made to wait for more.
+        if !breath.is_zero() && self.pending.len() < BATCH && self.idle.is_empty() {
+            if !mem::replace(&mut self.breathing, true) {
+                ctx.run_later(breath, |act, ctx| {
+                    act.breathing = false;
+                    act.flush(ctx);
+                });
+            }
+            return;
+        }
+        self.not_before = now + BREATH;
         self.flushing = true;
         let rest = self.pending.split_off(self.pending.len().min(BATCH));
         let batch = mem::replace(&mut self.pending, rest);

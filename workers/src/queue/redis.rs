@@ -72,9 +72,9 @@ use self::{
     clock::Clock,
     connect::Connections,
     scripts::Invocation,
-    together::Together,
+    together::{Part, Together},
     wake::Waiters,
-    wire::{Entering, Stashed},
+    wire::{Asking, Entering, Stashed},
 };
 use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats,
@@ -113,6 +113,7 @@ pub struct RedisQueue {
     /// The hash tag, with its braces.
     tag: String,
     lease: Duration,
+    admissions: Together<Asking, Vec<Value>>,
     enqueues: Together<Entering, Vec<Value>>,
     stashes: Together<Stashed, String>,
     warnings: Vec<String>,
@@ -128,13 +129,11 @@ impl RedisQueue {
         let (connections, time, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
-        let enqueues = {
-            let tag = tag.clone();
-            Together::new(connections.clone(), move || Invocation::new(&scripts::ENQUEUE, &tag))
-        };
+        let admissions = together(&connections, &tag, |tag| Invocation::new(&scripts::ADMIT, tag));
+        let enqueues = together(&connections, &tag, |tag| Invocation::new(&scripts::ENQUEUE, tag));
         let stashes = stashes(&connections, &tag, LEASE);
         let knew = AtomicBool::new(false);
-        Ok(Self { connections, tag, lease: LEASE, enqueues, stashes, warnings, waiters, clock, knew })
+        Ok(Self { connections, tag, lease: LEASE, admissions, enqueues, stashes, warnings, waiters, clock, knew })
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
@@ -190,9 +189,8 @@ impl Queue for RedisQueue {
     }
 
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
-        let step = self.step(&scripts::ADMIT).arg(job.encode().len());
-        let answer = self.run(wire::admission(step, admission)).await?;
-        wire::admitted(answer, Some(admission))
+        let asking = Asking { size: job.encode().len(), admission: admission.clone() };
+        wire::admitted(self.admissions.ask(asking).await?, Some(admission))
     }
 
     async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
@@ -395,9 +393,17 @@ impl Queue for RedisQueue {
 
 /// Stashes endings, of runs with leases of this length.
 fn stashes(connections: &Connections, tag: &str, lease: Duration) -> Together<Stashed, String> {
+    let begin = move |tag: &str| Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE));
+    together(connections, tag, begin)
+}
+
+fn together<P: Part, T: FromRedisValue + Send + 'static>(
+    connections: &Connections,
+    tag: &str,
+    begin: impl Fn(&str) -> Invocation + Send + Sync + 'static,
+) -> Together<P, T> {
     let tag = tag.to_owned();
-    let begin = move || Invocation::new(&scripts::STASH, &tag).arg(millis(lease)).arg(millis(TOMBSTONE));
-    Together::new(connections.clone(), begin)
+    Together::new(connections.clone(), move || begin(&tag))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -58,6 +58,22 @@ pub(super) fn put(
         .arg(bytes)
 }
 
+/// A run that asks whether it may come, as `admit.lua` takes it.
+pub(super) struct Asking {
+    pub size: usize,
+    pub admission: Admission,
+}
+
+impl Part for Asking {
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    fn add_to(&self, step: Invocation) -> Invocation {
+        admission(step.arg(arguments(&self.admission)).arg(self.size), &self.admission)
+    }
+}
+
 /// A run on its way into the queue, as `enqueue.lua` takes it.
 pub(super) struct Entering {
     pub job: Arc<Job>,
@@ -72,8 +88,7 @@ impl Part for Entering {
     }
 
     fn add_to(&self, step: Invocation) -> Invocation {
-        // Depth, bytes, and two for every rule.
-        let arguments = self.admission.as_ref().map_or(0, |admission| 2 + 2 * admission.rules.len());
+        let arguments = self.admission.as_ref().map_or(0, arguments);
         let step = put(step.arg(arguments), &self.job, &self.bytes, (0, 0, Fence::default()), self.reply_to);
         match &self.admission {
             Some(limits) => admission(step, limits),
@@ -103,6 +118,11 @@ impl Part for Stashed {
             .arg(self.state.as_str())
             .arg(&self.bytes)
     }
+}
+
+/// How many arguments an admission is: depth, bytes, and two for every rule.
+fn arguments(admission: &Admission) -> usize {
+    2 + 2 * admission.rules.len()
 }
 
 /// Adds an admission, as `admission.lua` takes it.
