@@ -7,6 +7,7 @@ mod limits;
 mod offers;
 mod property;
 mod server;
+mod together;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
