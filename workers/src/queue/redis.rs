@@ -26,7 +26,8 @@
 //! `events:<id>` is the log of a run's events, a list: its n-th element is event n. It outlives the run by its own time to live.
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
-//! they block on it. `reply:<front door>` is a stream of endings and events, read and trimmed by that front door alone. `cancel` is the channel on
+//! they block on it, and on `offers:<scope>`, which holds runs that were leased as they came and that nobody has taken yet (`offer.lua`). How many more may be, until when,
+//! and with which lease is in `meta`: `room` and `room:<scope>`, `open` and `lease`. `reply:<front door>` is a stream of endings and events, read and trimmed by that front door alone. `cancel` is the channel on
 //! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
 //! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.

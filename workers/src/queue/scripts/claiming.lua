@@ -74,7 +74,7 @@ local function give_room()
     redis.call('HSET', key('meta'), 'open', 0)
     return
   end
-  local pauses, fields = {}, { 'open', whole(now + ROOM_TTL), 'lease', whole(lease) }
+  local pauses, fields = {}, { 'open', whole(now + ROOM_TTL), 'lease', whole(lease), 'room', free - #claims }
   for i, scope in ipairs(unlimited) do pauses[i] = key('paused', scope.name) end
   local paused = redis.call('MGET', unpack(pauses))
   for i, scope in ipairs(unlimited) do

@@ -26,14 +26,10 @@ local function enqueue(at, last)
   end
 
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.
-  local room = not state and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and room_in(scope)
-  if not (room and room.runs > 0) then room = nil end
+  local is_offered = not state and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and has_room(scope)
   local first, answer = at + PUT_ARGS, { 'yes' }
-  if last >= first then answer = admit(first, last, #job, state, not room and not state and waiting() or nil) end
-  if answer[1] == 'yes' and not state then
-    if room then room.runs = room.runs - 1 end
-    put(at, '', room and room.lease)
-  end
+  if last >= first then answer = admit(first, last, #job, state, not is_offered and not state and waiting() or nil) end
+  if answer[1] == 'yes' and not state then put(at, '', is_offered and take_room(scope) or nil) end
   return answer
 end
 

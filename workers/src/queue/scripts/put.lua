@@ -73,11 +73,11 @@ local function put(at, began, lease)
 end
 
 local function arrive()
-  if #came.leases > 0 then redis.call('ZADD', key('lease'), unpack(came.leases)) end
-  for scope, offers in pairs(came.offers) do
-    redis.call('HINCRBY', key('meta'), 'room:' .. scope, -#offers)
-    redis.call('RPUSH', key('offers', scope), unpack(offers))
+  if #came.leases > 0 then
+    redis.call('ZADD', key('lease'), unpack(came.leases))
+    write_rooms()
   end
+  for scope, offers in pairs(came.offers) do redis.call('RPUSH', key('offers', scope), unpack(offers)) end
   if came.waiting > 0 then
     redis.call('ZADD', key('deadlines'), unpack(came.deadlines))
     redis.call('HINCRBY', key('meta'), 'bytes', whole(came.bytes))

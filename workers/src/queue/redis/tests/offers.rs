@@ -83,6 +83,18 @@ async fn no_more_is_offered_than_its_worker_has_room_for() {
     assert_eq!(claimed.len(), 4, "offers that nobody took go with the next claim");
 }
 
+#[tokio::test]
+async fn scopes_share_the_room_of_their_worker() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    make_room(&queue, worker, 3, &[unlimited("one"), unlimited("two")]).await;
+    for scope in ["one", "two", "one", "two"] {
+        queue.put(&Job { targets: vec![target(scope)], ..job() }).await;
+    }
+    assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (3, 1));
+}
+
 /// Puts a run after something that must keep it from being offered.
 async fn check_not_offered(before: impl AsyncFnOnce(&RedisQueue, WorkerId), put: Job, limits: &[ScopeLimits]) {
     let server = Server::start().await;
