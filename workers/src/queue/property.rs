@@ -82,11 +82,7 @@ impl<D: Driver> World<D> {
                     self.lose();
                 }
             }
-            Step::Attend { worker, free } => {
-                self.claim(worker, free);
-                self.wait(worker, free);
-                self.claim(worker, free);
-            }
+            Step::Attend { worker, free, come, seconds, waits } => self.attend(worker, free, come, seconds, waits),
             Step::Heartbeat { worker } => self.heartbeat(worker),
             Step::Pass { millis } => self.pass(millis),
             Step::Stash { right, tokens } => {

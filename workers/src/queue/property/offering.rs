@@ -2,10 +2,10 @@
 
 use super::{
     driver::{Driver, wall},
-    world::{Call, Kind, Life, OPEN, Right, World},
+    world::{Call, Kind, Life, OPEN, Right, SCOPES, World},
 };
 use crate::{
-    job::{Fence, RunId, WorkerId},
+    job::{Fence, Lane, RunId, WorkerId},
     queue::Work,
 };
 
@@ -77,6 +77,20 @@ impl<D: Driver> World<D> {
     pub fn offers(&self, are: impl Fn(u64, u64) -> bool) -> Vec<RunId> {
         let offers = self.order.iter().copied();
         offers.filter(|id| matches!(self.runs[id].life, Life::Offered { at, expires } if are(at, expires))).collect()
+    }
+
+    /// Workers that have little to do are offered what comes.
+    pub fn attend(&mut self, worker: usize, free: usize, come: usize, seconds: u64, waits: usize) {
+        self.claim(worker, free);
+        self.wait(worker, free);
+        self.claim(worker, free);
+        for account in 0..come {
+            let job = self.job(account, Lane::Default, SCOPES.len() - 1, 1, seconds, None);
+            self.submit(job, true);
+        }
+        for _ in 0..waits {
+            self.wait(worker, free);
+        }
     }
 
     /// A worker waits, and takes what is offered to it. That it finds nothing is always right: something else may have woken it.

@@ -34,10 +34,13 @@ pub(super) enum Step {
         worker: usize,
         free: usize,
     },
-    /// A worker with executors left claims, waits, and claims again, so that runs may be offered to it.
+    /// A worker that has little to do claims, waits, and claims again, so that runs may be offered to it. So many come, and it waits so often.
     Attend {
         worker: usize,
         free: usize,
+        come: usize,
+        seconds: u64,
+        waits: usize,
     },
     Heartbeat {
         worker: usize,
@@ -113,7 +116,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Reconcile),
         12 => (0..WORKERS, 0..4_usize).prop_map(|(worker, free)| Step::Claim { worker, free }),
         8 => (0..WORKERS, 1..4_usize).prop_map(|(worker, free)| Step::Wait { worker, free }),
-        6 => (0..WORKERS, 1..9_usize).prop_map(|(worker, free)| Step::Attend { worker, free }),
+        6 => (0..WORKERS, 1..20_usize, 0..4_usize, 1..180_u64, 0..4_usize)
+            .prop_map(|(worker, free, come, seconds, waits)| Step::Attend { worker, free, come, seconds, waits }),
         4 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),
         8 => millis.clone().prop_map(|millis| Step::Pass { millis }),
         8 => (index.clone(), proptest::option::of(0..20_u64)).prop_map(|(right, tokens)| Step::Stash { right, tokens }),
