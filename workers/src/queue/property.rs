@@ -6,6 +6,7 @@
 mod driver;
 mod entering;
 mod flights;
+mod offering;
 mod owning;
 mod step;
 mod world;
@@ -20,7 +21,7 @@ pub(in crate::queue) use self::{
 };
 use self::{
     step::Step,
-    world::{Life, SCOPES, World, limits},
+    world::{Life, OPEN, SCOPES, World, limits},
 };
 use crate::{
     job::Lane,
@@ -40,7 +41,7 @@ pub(in crate::queue) fn check<D: Driver>(cases: u32, new: impl Fn() -> D) {
         config.rng_seed = RngSeed::Fixed(rand::random());
     }
     let (cases, seed) = (config.cases, config.rng_seed);
-    let made = Cell::new(0);
+    let (made, offered, taken) = (Cell::new(0), Cell::new(0), Cell::new(0));
     let checked = TestRunner::new(config).run(&step::steps(), |steps| {
         let mut world = World::new(new());
         for step in steps {
@@ -48,12 +49,15 @@ pub(in crate::queue) fn check<D: Driver>(cases: u32, new: impl Fn() -> D) {
         }
         world.drain();
         made.set(made.get() + world.steps);
+        offered.set(offered.get() + world.offered);
+        taken.set(taken.get() + world.taken_offers);
         Ok(())
     });
     if let Err(failure) = checked {
         panic!("{failure}\nPROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases} repeats this");
     }
-    println!("{cases} cases, {} steps", made.get());
+    let (made, offered, taken) = (made.get(), offered.get(), taken.get());
+    println!("{cases} cases, {made} steps, {offered} offers, {taken} of them taken by who waited");
 }
 
 impl<D: Driver> World<D> {
@@ -71,12 +75,14 @@ impl<D: Driver> World<D> {
             }
             Step::Reconcile => self.reconcile(),
             Step::Claim { worker, free } => self.claim(worker, free),
+            Step::Wait { worker, free } => self.wait(worker, free),
             Step::Reap { worker, limit } => self.reap(worker, limit),
             Step::Lose { times } => {
                 for _ in 0..times {
                     self.lose();
                 }
             }
+            Step::Attend { worker, free, come, seconds, waits } => self.attend(worker, free, come, seconds, waits),
             Step::Heartbeat { worker } => self.heartbeat(worker),
             Step::Pass { millis } => self.pass(millis),
             Step::Stash { right, tokens } => {
@@ -110,10 +116,16 @@ impl<D: Driver> World<D> {
                 self.queue.pause_scope(SCOPES[scope], millis);
                 let paused = self.paused_scopes.entry(SCOPES[scope]).or_default();
                 *paused = (self.now + millis).max(*paused);
+                if scope == SCOPES.len() - 1 && self.is_paused(OPEN) {
+                    self.withdraw_all();
+                }
             }
             Step::Pause { paused } => {
                 self.queue.set_paused(paused);
                 self.paused = paused;
+                if paused {
+                    self.withdraw_all();
+                }
             }
             Step::Forget => self.forget(),
         }

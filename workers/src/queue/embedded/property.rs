@@ -42,6 +42,8 @@ impl Driver for Embedded {
         work_handed_back_is_kept: false,
         workers_outlive_memory: false,
         minute: 60_000,
+        offers: false,
+        offers_stand: 0,
         looks: usize::MAX,
     };
 
@@ -62,6 +64,10 @@ impl Driver for Embedded {
 
     fn claim(&mut self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Claimed {
         self.state.claim(worker, free, scopes, self.now)
+    }
+
+    fn wait(&mut self, _: WorkerId, _: usize) -> Vec<Claim> {
+        Vec::new()
     }
 
     fn heartbeat(&mut self, worker: WorkerId, held: &[(RunId, Fence)]) -> Vec<Renewal> {

@@ -27,6 +27,8 @@ pub(in crate::queue) trait Driver {
 
     fn enqueue(&mut self, submission: Submission, admission: Option<&Admission>) -> Admitted;
     fn claim(&mut self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Claimed;
+    /// What is offered to a worker that has claimed before. When nothing is there for it, it need not wait.
+    fn wait(&mut self, worker: WorkerId, free: usize) -> Vec<Claim>;
     fn heartbeat(&mut self, worker: WorkerId, held: &[(RunId, Fence)]) -> Vec<Renewal>;
     fn stash(&mut self, ending: &Ending) -> Held;
     fn finish(&mut self, run: RunId, fence: Fence);
@@ -68,6 +70,10 @@ pub(in crate::queue) struct Ways {
     /// How many milliseconds what is kept for a minute is kept: requests of an account, and that a run has ended. Redis counts in whole ones,
     /// and keeps it for the last one, too.
     pub minute: u64,
+    /// Whether a run may be offered as it comes, to a worker that waits. Otherwise it waits for a claim.
+    pub offers: bool,
+    /// After how many milliseconds who waits no longer takes an offer; a claim does.
+    pub offers_stand: u64,
     /// How many runs are looked at after every step, in turn. At the end it is all of them.
     pub looks: usize,
 }

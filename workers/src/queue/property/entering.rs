@@ -31,7 +31,7 @@ impl<D: Driver> World<D> {
         let full = depth >= MAX_DEPTH || bytes + self.queue.weight(&job) > MAX_BYTES;
         match self.queue.enqueue(Submission { job: Arc::clone(&job), reply_to }, Some(&admission)) {
             Admitted::Yes { rates } => {
-                assert!(left > 0 && !full, "{left} requests are left, and it is full: {full}");
+                assert!(left > 0);
                 assert_eq!(usize::try_from(rates[0].remaining).unwrap(), left - 1);
                 self.admitted.push((job.account, self.now));
             }
@@ -49,6 +49,7 @@ impl<D: Driver> World<D> {
             endings: 0,
             called: None,
             behind: false,
+            delayed: false,
             last_fence: Fence::default(),
             addressed: waited_for,
             tombstone: None,
@@ -56,7 +57,9 @@ impl<D: Driver> World<D> {
         };
         let id = known.job.id;
         self.runs.insert(id, known);
-        self.come_in(id);
+        self.arrive(id);
+        let is_offered = matches!(self.runs[&id].life, Life::Offered { .. });
+        assert!(is_offered || !full, "a run waits, and it was full");
     }
 
     /// A run that is known stays as it is, and at most learns who waits. One that was forgotten is a new one.
@@ -75,9 +78,8 @@ impl<D: Driver> World<D> {
         match &known.life {
             Life::Forgotten if !is_buried => {
                 (known.attempts, known.limited) = (0, 0);
-                known.life = Life::Waiting { asked: None, taken: false };
                 known.addressed |= waited_for;
-                return self.come_in(id);
+                return self.arrive(id);
             }
             Life::Forgotten | Life::Finished => return,
             Life::Ended { outcome, .. } if waited_for && !known.addressed => {
@@ -101,6 +103,7 @@ impl<D: Driver> World<D> {
             }
         }
         self.admitted.clear();
+        self.room = 0;
         self.flights.clear();
         if !D::WAYS.workers_outlive_memory {
             self.ghosts.clear();
@@ -138,6 +141,7 @@ impl<D: Driver> World<D> {
             let known = self.runs.get_mut(&id).unwrap();
             assert_eq!(known.life, Life::Forgotten);
             known.life = Life::Waiting { asked: None, taken: false };
+            known.delayed = false;
             self.come_in(id);
         }
     }
@@ -148,12 +152,16 @@ impl<D: Driver> World<D> {
         let is_buried = self.is_buried(&self.runs[&id]);
         let known = self.runs.get_mut(&id).unwrap();
         match (&mut known.life, cancelled) {
-            (Life::Waiting { .. }, Cancelled::Ended { job, ending }) => {
+            (life @ (Life::Waiting { .. } | Life::Offered { .. }), Cancelled::Ended { job, ending }) => {
+                if matches!(life, Life::Offered { .. }) {
+                    assert_eq!(ending.started_at, None, "nobody has started it");
+                    self.room = 0;
+                }
                 assert_eq!((job.id, ending.run, &ending.outcome), (id, id, &outcome));
                 assert!(ending.fence > known.last_fence, "fences grow");
                 known.last_fence = ending.fence;
                 known.endings += 1;
-                known.life = Life::Ended { fence: ending.fence, expires, outcome: outcome.clone() };
+                *life = Life::Ended { fence: ending.fence, expires, outcome: outcome.clone() };
                 self.rights.push(Right { worker: 0, run: id, fence: ending.fence });
                 if known.addressed {
                     self.to_be_sent.push((id, outcome));

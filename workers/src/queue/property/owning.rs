@@ -16,9 +16,15 @@ impl<D: Driver> World<D> {
         let claimed = self.queue.claim(self.workers[worker], free, &limits());
         assert!(claimed.claims.len() <= free);
         assert!(!self.paused || claimed.claims.is_empty());
-        let found_less = claimed.claims.len() < free;
+        let left = free - claimed.claims.len();
+        let found_less = left > 0;
+        self.give_room(worker, left);
         for claim in claimed.claims {
             self.claimed(worker, claim);
+        }
+        if found_less && !self.paused {
+            let offers = self.offers(|_, _| true);
+            assert!(offers.is_empty(), "offers that nobody took are left: {offers:?}");
         }
         if found_less && !self.paused && claimed.next.is_none() {
             let waits = self.runs.values().find(|known| matches!(known.life, Life::Waiting { .. }));
@@ -32,8 +38,10 @@ impl<D: Driver> World<D> {
         let (now, expires) = (self.now, self.lease());
         let id = claim.job.id;
         let known = self.runs.get_mut(&id).unwrap();
-        let Life::Waiting { asked, .. } = known.life.clone() else {
-            panic!("{:?} is handed out, and it is {:?}", claim.work, known.life)
+        let asked = match known.life.clone() {
+            Life::Waiting { asked, .. } => asked,
+            Life::Offered { .. } => None,
+            life => panic!("{:?} is handed out, and it is {life:?}", claim.work),
         };
         let work = match (&claim.work, &asked) {
             (Work::Call, None) => {
@@ -66,14 +74,23 @@ impl<D: Driver> World<D> {
     pub fn reap(&mut self, worker: usize, limit: usize) {
         let claims = self.queue.reap(self.workers[worker], limit);
         assert!(claims.len() <= limit);
-        let found_less = claims.len() < limit;
+        // An offer that nobody took within its lease waits again; it may have expired there at once.
+        let mut seen = claims.len();
+        for id in self.offers(|_, expires| expires <= self.now) {
+            let is_reaped = claims.iter().any(|claim| claim.job.id == id);
+            if is_reaped || self.queue.locate(id).is_some_and(|sighting| !sighting.leased) {
+                self.withdraw(id);
+                seen += usize::from(!is_reaped);
+            }
+        }
+        let found_less = seen < limit;
         for claim in claims {
             self.reaped(worker, claim);
         }
         if found_less {
             let overdue = self.runs.values().find(|known| match known.life {
                 Life::Waiting { .. } => known.deadline <= self.now,
-                Life::Owned { expires, .. } | Life::Ended { expires, .. } => expires <= self.now,
+                Life::Offered { expires, .. } | Life::Owned { expires, .. } | Life::Ended { expires, .. } => expires <= self.now,
                 Life::Forgotten | Life::Finished => false,
             });
             assert!(overdue.is_none(), "no reaper takes {overdue:?}");
@@ -148,16 +165,20 @@ impl<D: Driver> World<D> {
         let held = mine.map(|right| (right.run, right.fence)).collect::<Vec<_>>();
         let renewals = self.queue.heartbeat(self.workers[worker], &held);
         assert_eq!(renewals.len(), held.len());
-        let (now, lease) = (self.now, self.lease());
+        let (now, lease, mine) = (self.now, self.lease(), self.workers[worker]);
         for (&(run, fence), renewal) in held.iter().zip(renewals) {
-            let expected = match &mut self.runs.get_mut(&run).unwrap().life {
-                Life::Owned { fence: Some(mine), expires, asked, work }
-                    if *mine == fence && (*expires > now || *work != Kind::Call) =>
+            let known = self.runs.get_mut(&run).unwrap();
+            let expected = match &mut known.life {
+                Life::Owned { fence: Some(newest), expires, asked, work }
+                    if *newest == fence && (*expires > now || *work != Kind::Call) =>
                 {
                     *expires = lease;
+                    if *work == Kind::Call {
+                        known.called = Some((mine, fence));
+                    }
                     if asked.is_some() { Renewal::Cancel } else { Renewal::Held }
                 }
-                Life::Ended { fence: mine, expires, .. } if *mine == fence => {
+                Life::Ended { fence: newest, expires, .. } if *newest == fence => {
                     *expires = lease;
                     Renewal::Held
                 }
@@ -256,6 +277,10 @@ impl<D: Driver> World<D> {
         } else {
             known.life = Life::Waiting { asked: asked.take(), taken: true };
             known.behind = false;
+            known.delayed = match how {
+                Release::Retry { after, .. } | Release::Limited { after, .. } => !after.is_zero(),
+                Release::HandBack => false,
+            };
             match how {
                 Release::HandBack => known.attempts -= i32::from(call),
                 Release::Retry { target, .. } => known.target = target,

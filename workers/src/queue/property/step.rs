@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::world::WORKERS;
+use super::world::{SCOPES, WORKERS};
 use crate::job::Outcome;
 
 #[derive(Clone, Debug)]
@@ -28,6 +28,19 @@ pub(super) enum Step {
     Claim {
         worker: usize,
         free: usize,
+    },
+    /// A worker that has claimed waits for what is offered.
+    Wait {
+        worker: usize,
+        free: usize,
+    },
+    /// A worker that has little to do claims, waits, and claims again, so that runs may be offered to it. So many come, and it waits so often.
+    Attend {
+        worker: usize,
+        free: usize,
+        come: usize,
+        seconds: u64,
+        waits: usize,
     },
     Heartbeat {
         worker: usize,
@@ -85,13 +98,16 @@ fn step() -> impl Strategy<Value = Step> {
     let millis = prop_oneof![
         6 => 0..20_000_u64,
         1 => Just(0),
+        1 => 1..200_u64,
         1 => Just(5_000),
         2 => Just(15_000),
         1 => Just(60_000),
     ];
     let seconds = prop_oneof![3 => 1..180_u64, 1 => 180..900_u64];
     let flight = proptest::option::weighted(0.6, 0..2_usize);
-    let submit = (0..3_usize, 0..3_usize, 0..2_usize, 0..6_u64, seconds, flight, any::<bool>());
+    // Half of them may be offered.
+    let scope = prop_oneof![1 => Just(0_usize), 1 => Just(1), 2 => Just(2)];
+    let submit = (0..3_usize, 0..3_usize, scope, 0..6_u64, seconds, flight, any::<bool>());
     prop_oneof![
         12 => submit.prop_map(|(account, lane, scope, tokens, seconds, flight, waited_for)| {
             Step::Submit { account, lane, scope, tokens, seconds, flight, waited_for }
@@ -99,6 +115,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (index.clone(), any::<bool>()).prop_map(|(run, waited_for)| Step::Repeat { run, waited_for }),
         2 => Just(Step::Reconcile),
         12 => (0..WORKERS, 0..4_usize).prop_map(|(worker, free)| Step::Claim { worker, free }),
+        8 => (0..WORKERS, 1..4_usize).prop_map(|(worker, free)| Step::Wait { worker, free }),
+        6 => (0..WORKERS, 1..20_usize, 0..4_usize, 1..180_u64, 0..4_usize)
+            .prop_map(|(worker, free, come, seconds, waits)| Step::Attend { worker, free, come, seconds, waits }),
         4 => (0..WORKERS).prop_map(|worker| Step::Heartbeat { worker }),
         8 => millis.clone().prop_map(|millis| Step::Pass { millis }),
         8 => (index.clone(), proptest::option::of(0..20_u64)).prop_map(|(right, tokens)| Step::Stash { right, tokens }),
@@ -109,7 +128,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (index, outcome).prop_map(|(run, outcome)| Step::Cancel { run, outcome }),
         6 => (0..WORKERS, 0..4_usize).prop_map(|(worker, limit)| Step::Reap { worker, limit }),
         2 => (1..6_usize).prop_map(|times| Step::Lose { times }),
-        2 => (0..2_usize, 0..90_000_u64).prop_map(|(scope, millis)| Step::PauseScope { scope, millis }),
+        2 => (0..SCOPES.len(), 0..90_000_u64).prop_map(|(scope, millis)| Step::PauseScope { scope, millis }),
         2 => any::<bool>().prop_map(|paused| Step::Pause { paused }),
         1 => Just(Step::Forget),
     ]

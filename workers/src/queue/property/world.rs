@@ -17,7 +17,9 @@ use crate::{
 };
 
 pub(super) const MINUTE: u64 = 60_000;
-pub(super) const SCOPES: [&str; 2] = ["tight", "loose"];
+/// The one without limits.
+pub(super) const OPEN: &str = "open";
+pub(super) const SCOPES: [&str; 3] = ["tight", "loose", OPEN];
 pub(super) const WORKERS: usize = 2;
 pub(in crate::queue) const FRONT_DOOR: FrontDoorId = FrontDoorId(Uuid::from_u128(3));
 
@@ -29,7 +31,11 @@ pub(super) fn limits() -> Vec<ScopeLimits> {
         tokens_per_minute: tokens,
         at_once: None,
     };
-    vec![scope(SCOPES[0], 2, Some(5), Some(12)), scope(SCOPES[1], 4, None, None)]
+    vec![
+        scope(SCOPES[0], 2, Some(5), Some(12)),
+        scope(SCOPES[1], 4, None, None),
+        ScopeLimits::unlimited(OPEN),
+    ]
 }
 
 /// What the model believes of a run.
@@ -40,6 +46,11 @@ pub(super) enum Life {
         asked: Option<Outcome>,
         /// Somebody has had it since it last came into the queue.
         taken: bool,
+    },
+    /// It was leased as it came, to whoever takes it first, and nobody has.
+    Offered {
+        at: u64,
+        expires: u64,
     },
     /// Somebody has it under a fence; `None` when it was given back for a reaper to finish.
     Owned {
@@ -83,10 +94,23 @@ pub(super) struct Known {
     pub last_fence: Fence,
     /// It waits behind another run.
     pub behind: bool,
+    /// It was to wait for a while when it last was released.
+    pub delayed: bool,
     /// The queue knows who waits for the ending.
     pub addressed: bool,
     /// Since when the queue knows that it has ended.
     pub tombstone: Option<u64>,
+}
+
+impl Known {
+    pub fn scope(&self) -> &str {
+        &self.job.targets[self.target].provider
+    }
+
+    /// Whether it is sure to be ready.
+    pub fn is_in_line(&self) -> bool {
+        matches!(self.life, Life::Waiting { .. }) && !self.behind && !self.delayed
+    }
 }
 
 /// A right that somebody was given, and may use long after it is gone.
@@ -127,6 +151,13 @@ pub(super) struct World<D> {
     pub paused_scopes: HashMap<&'static str, u64>,
     /// The queue has lost its memory, and nobody has asked since.
     pub fresh: bool,
+    /// Who has claimed, and who has waited after that.
+    pub has_claimed: [bool; WORKERS],
+    pub waits: [bool; WORKERS],
+    /// How many runs may be offered at most, until a claim says so again.
+    pub room: usize,
+    pub offered: u64,
+    pub taken_offers: u64,
     /// Endings that the front door is to hear of after this step.
     pub to_be_sent: Vec<(RunId, Outcome)>,
     looked: usize,
@@ -154,6 +185,11 @@ impl<D: Driver> World<D> {
             paused: false,
             paused_scopes: HashMap::new(),
             fresh: false,
+            has_claimed: [false; WORKERS],
+            waits: [false; WORKERS],
+            room: 0,
+            offered: 0,
+            taken_offers: 0,
             to_be_sent: Vec::new(),
             looked: 0,
             made: 100,
@@ -186,7 +222,7 @@ impl<D: Driver> World<D> {
         let sent = self.queue.sent().into_iter().map(|ending| (ending.run, ending.outcome)).collect::<Vec<_>>();
         assert_eq!(sent, std::mem::take(&mut self.to_be_sent), "every ending is sent to whoever waits, once");
 
-        let leased = |known: &&Known| matches!(known.life, Life::Owned { .. } | Life::Ended { .. });
+        let leased = |known: &&Known| matches!(known.life, Life::Offered { .. } | Life::Owned { .. } | Life::Ended { .. });
         let (bytes, depth) = self.waiting();
         let stats = self.queue.stats();
         let ready = stats.lanes.iter().map(|lane| lane.ready).sum::<u64>();
@@ -214,7 +250,7 @@ impl<D: Driver> World<D> {
         });
         let expected = match &self.runs[&id].life {
             Life::Waiting { .. } => (Some(false), Some(None)),
-            Life::Owned { .. } => (Some(true), Some(None)),
+            Life::Offered { .. } | Life::Owned { .. } => (Some(true), Some(None)),
             Life::Ended { outcome, .. } => (None, Some(Some(outcome.clone()))),
             Life::Forgotten | Life::Finished => (None, None),
         };
@@ -230,7 +266,9 @@ impl<D: Driver> World<D> {
         });
         let ghosts = self.ghosts.iter().filter(|(of, until)| of == scope && *until > self.now);
         let slots = calls.count() + ghosts.count();
-        assert!(slots <= limits.max_concurrency.unwrap() as usize, "{slots} calls at a time in {scope}");
+        if let Some(limit) = limits.max_concurrency {
+            assert!(slots <= limit as usize, "{slots} calls at a time in {scope}");
+        }
         let recent = || self.calls.iter().filter(|call| call.scope == scope && call.at + MINUTE > self.now);
         if let Some(limit) = limits.requests_per_minute {
             assert!(recent().count() <= limit as usize, "{} requests in a minute of {scope}", recent().count());
@@ -268,7 +306,7 @@ impl<D: Driver> World<D> {
             prompt_name: "property".into(),
             prompt_version: 1,
             lane,
-            targets: vec![target(scope), target(1 - scope)],
+            targets: vec![target(scope), target((scope + 1) % SCOPES.len())],
             request: ModelRequest::default(),
             stream: false,
             metadata: BTreeMap::new(),
@@ -286,7 +324,7 @@ impl<D: Driver> World<D> {
     pub fn pick(&self, index: usize) -> Option<RunId> {
         let is_live = |id: &RunId| {
             let life = &self.runs[id].life;
-            matches!(life, Life::Waiting { .. } | Life::Owned { .. } | Life::Ended { .. })
+            matches!(life, Life::Waiting { .. } | Life::Offered { .. } | Life::Owned { .. } | Life::Ended { .. })
         };
         let live = self.order.iter().copied().filter(is_live).collect::<Vec<_>>();
         let runs = if index.is_multiple_of(4) || live.is_empty() { &self.order } else { &live };

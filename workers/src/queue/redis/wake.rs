@@ -35,7 +35,7 @@ const REGISTERED: Duration = Duration::from_secs(10);
 const TAKEN_AT_ONCE: usize = 16;
 /// An offer is taken at once or by a claim, which gives it a new fence. So no two workers have the same one: a Redis that was restarted, or replaced by its
 /// replica, may have forgotten that an offer was taken, but it does not come back so soon.
-const OFFER_STANDS: Duration = Duration::from_millis(100);
+pub(super) const OFFER_STANDS: Duration = Duration::from_millis(100);
 /// How often a read that is to end is told so: once is too little if it had not begun.
 const TELL_AGAIN: Duration = Duration::from_millis(10);
 

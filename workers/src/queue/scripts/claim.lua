@@ -362,11 +362,9 @@ if #left_all > 0 then
 end
 
 set_idle(#claims < free)
-if more then
-  wake(more.scope.name)
-elseif swept < SWEEP then
-  give_room()
-end
+if more then wake(more.scope.name) end
+-- There is room only when nothing is left in line, and none when this worker is full.
+if #claims >= free or not (more or swept >= SWEEP) then give_room() end
 
 for _, scope in ipairs(busy) do
   for _, lane in ipairs(LANES) do

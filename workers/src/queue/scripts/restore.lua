@@ -1,7 +1,6 @@
 -- ARGV: any number of runs as `put` takes them. Those that the queue knows are left as they are.
 for at = 1, #ARGV, PUT_ARGS do
   if redis.call('EXISTS', key('run', ARGV[at])) == 0 then
-    close_room(ARGV[at + 3])
     put(at, whole(now_us))
   end
 end

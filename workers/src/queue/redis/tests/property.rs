@@ -5,7 +5,13 @@
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::queue::property::{self, Driver, Ways, wall};
+use crate::queue::{
+    property::{self, Driver, Ways, wall},
+    redis::{
+        clock::{Sample, Shown},
+        wake::OFFER_STANDS,
+    },
+};
 
 /// Moves the clock, and ends what has lived its time: Redis keeps a key in its last millisecond.
 static SET_CLOCK: LazyLock<Script> = LazyLock::new(|| {
@@ -22,12 +28,13 @@ static SET_CLOCK: LazyLock<Script> = LazyLock::new(|| {
 struct Distributed<'a> {
     runtime: &'a Runtime,
     queue: RedisQueue,
+    now: u64,
 }
 
 impl<'a> Distributed<'a> {
     fn new(runtime: &'a Runtime, server: &Server) -> Self {
         let queue = runtime.block_on(server.queue());
-        let mut new = Self { runtime, queue };
+        let mut new = Self { runtime, queue, now: 0 };
         new.forget();
         new
     }
@@ -60,10 +67,13 @@ impl Driver for Distributed<'_> {
         work_handed_back_is_kept: true,
         workers_outlive_memory: true,
         minute: 60_001,
+        offers: true,
+        offers_stand: OFFER_STANDS.as_millis() as u64,
         looks: 2,
     };
 
     fn set_clock(&mut self, now: u64) {
+        self.now = now;
         self.ask(self.queue.run::<()>(self.queue.step(&SET_CLOCK).arg(wall(now).0)));
     }
 
@@ -77,6 +87,19 @@ impl Driver for Distributed<'_> {
 
     fn claim(&mut self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Claimed {
         self.ask(self.queue.claim(worker, free, scopes))
+    }
+
+    fn wait(&mut self, worker: WorkerId, free: usize) -> Vec<Claim> {
+        // Nothing comes while it waits, so it does not when nothing is there.
+        let mut lists = redis::cmd("EXISTS");
+        for list in ["wake:tight", "wake:loose", "wake:open", "offers:open"] {
+            lists.arg(self.queue.key(list));
+        }
+        let at_most = if self.command::<u64>(&lists) > 0 { PATIENCE } else { Duration::ZERO };
+        // The process's clock goes on; it has to show this moment to tell how old an offer is.
+        let (at, shown) = (Instant::now(), Shown(wall(self.now).0 * 1_000));
+        self.queue.clock.learn(Sample::once(at, shown, at));
+        self.ask(self.queue.wait(worker, free, at_most, &CancellationToken::new()))
     }
 
     fn heartbeat(&mut self, worker: WorkerId, held: &[(RunId, Fence)]) -> Vec<Renewal> {
