@@ -8,7 +8,7 @@ local function room_in(scope)
   if not room then
     local runs, all, open, lease = unpack(redis.call('HMGET', key('meta'), 'room:' .. scope, 'room', 'open', 'lease'))
     local is_open = (tonumber(open) or 0) > now
-    room = { runs = is_open and tonumber(runs) or 0, lease = tonumber(lease) }
+    room = { written = tonumber(runs) or 0, runs = is_open and tonumber(runs) or 0, lease = tonumber(lease) }
     rooms[scope] = room
     room_left = room_left or tonumber(all) or 0
   end
@@ -24,6 +24,13 @@ local function take_room(scope)
   local room = room_in(scope)
   room.runs, room_left, room.was_taken = room.runs - 1, room_left - 1, true
   return room.lease
+end
+
+-- A run of the scope waits in line: no other one is offered past it.
+local function shut_room(scope)
+  if rooms[scope] and rooms[scope].written == 0 then return end
+  rooms[scope] = { written = 0, runs = 0 }
+  close_room(scope)
 end
 
 local function write_rooms()

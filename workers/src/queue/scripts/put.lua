@@ -69,8 +69,7 @@ local function put(at, began, lease)
   local line = among(came.lines, key('ready', lane, scope, account))
   line.lane, line.scope, line.account = lane, scope, account
   table.insert(line, id)
-  -- No other run is offered past this one.
-  rooms[scope] = { runs = 0 }
+  shut_room(scope)
   came.wakes[scope] = (came.wakes[scope] or 0) + 1
 end
 
@@ -90,7 +89,6 @@ local function arrive()
     if redis.call('RPUSH', name, unpack(line)) == #line then take_turn(line.lane, line.scope, line.account) end
   end
   for scope, runs in pairs(came.wakes) do
-    close_room(scope)
     for _ = 1, runs do
       if not wake(scope) then break end
     end

@@ -153,6 +153,10 @@ async fn nothing_is_offered_past_a_run_that_waits() {
         queue.restore(&[restored]).await.unwrap();
     };
     check_not_offered(restored, job(), &scopes()).await;
+    let too_large_to_be_offered = async |queue: &RedisQueue, _: WorkerId| {
+        queue.put(&Job { prompt_name: "x".repeat(300_000), ..job() }).await;
+    };
+    check_not_offered(too_large_to_be_offered, job(), &scopes()).await;
 }
 
 #[tokio::test]
