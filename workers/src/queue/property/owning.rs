@@ -90,7 +90,9 @@ impl<D: Driver> World<D> {
         if found_less {
             let overdue = self.runs.values().find(|known| match known.life {
                 Life::Waiting { .. } => known.deadline <= self.now,
-                Life::Offered { expires, .. } | Life::Owned { expires, .. } | Life::Ended { expires, .. } => expires <= self.now,
+                Life::Offered { expires, .. } | Life::Owned { expires, .. } | Life::Ended { expires, .. } => {
+                    expires <= self.now
+                }
                 Life::Forgotten | Life::Finished => false,
             });
             assert!(overdue.is_none(), "no reaper takes {overdue:?}");

@@ -31,11 +31,7 @@ pub(super) fn limits() -> Vec<ScopeLimits> {
         tokens_per_minute: tokens,
         at_once: None,
     };
-    vec![
-        scope(SCOPES[0], 2, Some(5), Some(12)),
-        scope(SCOPES[1], 4, None, None),
-        ScopeLimits::unlimited(OPEN),
-    ]
+    vec![scope(SCOPES[0], 2, Some(5), Some(12)), scope(SCOPES[1], 4, None, None), ScopeLimits::unlimited(OPEN)]
 }
 
 /// What the model believes of a run.
@@ -222,7 +218,8 @@ impl<D: Driver> World<D> {
         let sent = self.queue.sent().into_iter().map(|ending| (ending.run, ending.outcome)).collect::<Vec<_>>();
         assert_eq!(sent, std::mem::take(&mut self.to_be_sent), "every ending is sent to whoever waits, once");
 
-        let leased = |known: &&Known| matches!(known.life, Life::Offered { .. } | Life::Owned { .. } | Life::Ended { .. });
+        let leased =
+            |known: &&Known| matches!(known.life, Life::Offered { .. } | Life::Owned { .. } | Life::Ended { .. });
         let (bytes, depth) = self.waiting();
         let stats = self.queue.stats();
         let ready = stats.lanes.iter().map(|lane| lane.ready).sum::<u64>();

@@ -81,5 +81,8 @@ local function give_room()
     fields[#fields + 1] = 'room:' .. scope.name
     fields[#fields + 1] = paused[i] and 0 or free - #claims
   end
-  redis.call('HSET', key('meta'), unpack(fields))
+  -- Whoever pauses the queue must find the scopes, also in a new memory in which this worker has not been registered.
+  if redis.call('HSET', key('meta'), unpack(fields)) > 0 then
+    for _, scope in ipairs(unlimited) do redis.call('SADD', key('scopes'), scope.name) end
+  end
 end

@@ -141,6 +141,22 @@ async fn nothing_is_offered_past_a_run_that_waits() {
         queue.restore(&[restored]).await.unwrap();
     };
     check_not_offered(restored, job(), &scopes()).await;
+    let shares_its_call = async |queue: &RedisQueue, _: WorkerId| {
+        queue.put(&Job { caching: Some(Caching { digest: "d".into(), ttl_ms: 1_000 }), ..job() }).await;
+    };
+    check_not_offered(shares_its_call, job(), &scopes()).await;
+}
+
+#[tokio::test]
+async fn nothing_is_offered_after_a_claim_that_filled_its_worker_and_left_some() {
+    let limits = [unlimited("one"), ScopeLimits { max_concurrency: Some(9), ..unlimited("two") }];
+    let fill = async |queue: &RedisQueue, worker: WorkerId| {
+        for _ in 0..2 {
+            queue.put(&Job { targets: vec![target("two")], ..job() }).await;
+        }
+        assert_eq!(queue.claim(worker, 1, &limits).await.unwrap().claims.len(), 1);
+    };
+    check_not_offered(fill, job(), &limits).await;
 }
 
 #[tokio::test]
@@ -236,6 +252,21 @@ async fn a_pause_takes_back_what_nobody_has_taken() {
         assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (0, 1));
         assert!(queue.claim(worker, 8, &scopes()).await.unwrap().claims.is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_pause_takes_offers_back_in_a_queue_that_lost_its_memory() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    make_room(&queue, worker, 8, &scopes()).await;
+    assert!(queue.claim(worker, 8, &scopes()).await.unwrap().claims.is_empty());
+    server.command::<()>(&["FLUSHALL"]).await;
+    assert!(queue.claim(worker, 8, &scopes()).await.unwrap().claims.is_empty());
+    queue.put(&job()).await;
+    assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (1, 0));
+    queue.set_paused(true).await.unwrap();
+    assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (0, 1));
 }
 
 #[tokio::test]
