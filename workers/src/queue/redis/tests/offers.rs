@@ -237,6 +237,22 @@ async fn an_offer_that_nobody_has_taken_is_cancelled_and_expires_at_once() {
 }
 
 #[tokio::test]
+async fn an_offer_that_nobody_takes_before_its_deadline_was_never_called() {
+    let server = Server::start().await;
+    let queue = server.hasty_queue().await;
+    let worker = WorkerId::new();
+    make_room(&queue, worker, 8, &scopes()).await;
+    let job = Job { deadline: queue.now().plus(100), ..job() };
+    queue.put(&job).await;
+    eventually(async || (queue.now() > job.deadline.plus(10)).then_some(())).await;
+    let claim = queue.claim_one(worker).await;
+    assert_eq!((claim.attempt, &claim.work), (1, &Work::Expire(None)));
+    assert_eq!(queue.locate(job.id).await.unwrap(), Some(Sighting { leased: true, started_at: None }));
+    let again = queue.reap_some(worker).await.remove(0);
+    assert_eq!((again.attempt, &again.work), (1, &Work::Expire(None)));
+}
+
+#[tokio::test]
 async fn a_pause_takes_back_what_nobody_has_taken() {
     for scope_only in [false, true] {
         let server = Server::start().await;
