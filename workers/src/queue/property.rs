@@ -164,5 +164,8 @@ impl<D: Driver> World<D> {
         self.queue.enqueue(submission, None);
         let claims = self.queue.claim(self.workers[0], 1, &limits()).claims;
         assert_eq!(claims.iter().map(|claim| claim.job.id).collect::<Vec<_>>(), [job.id], "the next run goes at once");
+        let known = self.offered;
+        self.attend(1, 9, 1, 60, 0);
+        assert_eq!(self.offered - known, u64::from(D::WAYS.offers), "a worker that waits is offered what comes");
     }
 }

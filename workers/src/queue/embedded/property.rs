@@ -43,7 +43,7 @@ impl Driver for Embedded {
         workers_outlive_memory: false,
         minute: 60_000,
         offers: false,
-        offers_stand: 0,
+        offers_stand: Duration::ZERO,
         looks: usize::MAX,
     };
 

@@ -1,5 +1,7 @@
 //! What the model asks of a queue, with the time in the model's hands.
 
+use std::time::Duration;
+
 use crate::{
     job::{Ending, Fence, Job, Outcome, RunId, UnixMillis, WorkerId},
     queue::{
@@ -72,8 +74,8 @@ pub(in crate::queue) struct Ways {
     pub minute: u64,
     /// Whether a run may be offered as it comes, to a worker that waits. Otherwise it waits for a claim.
     pub offers: bool,
-    /// After how many milliseconds who waits no longer takes an offer; a claim does.
-    pub offers_stand: u64,
+    /// How old an offer may be that a wait brings. An older one goes with a claim.
+    pub offers_stand: Duration,
     /// How many runs are looked at after every step, in turn. At the end it is all of them.
     pub looks: usize,
 }

@@ -1,5 +1,7 @@
 //! Runs are offered as they come, to workers that wait.
 
+use std::time::Duration;
+
 use super::{
     driver::{Driver, wall},
     world::{Call, Kind, Life, OPEN, Right, SCOPES, World},
@@ -107,7 +109,7 @@ impl<D: Driver> World<D> {
             let Life::Offered { at, expires } = known.life else {
                 panic!("a run is offered that is {:?}", known.life);
             };
-            assert!(self.now - at <= D::WAYS.offers_stand, "the offer stood for too long");
+            assert!(Duration::from_millis(self.now - at) <= D::WAYS.offers_stand, "the offer stood for too long");
             assert!(claim.fence >= known.last_fence, "fences grow");
             known.last_fence = claim.fence;
             assert_eq!((claim.attempt, claim.target, claim.limited, &claim.work), (1, 0, 0, &Work::Call));

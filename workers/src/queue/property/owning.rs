@@ -104,6 +104,9 @@ impl<D: Driver> World<D> {
         let fence = self.taken(worker, &claim);
         let (now, lease) = (self.now, self.lease());
         let known = self.runs.get_mut(&claim.job.id).unwrap();
+        if !matches!(claim.work, Work::Record(_)) {
+            assert_eq!(claim.attempt, known.attempts + 1, "the next call would be another attempt than that");
+        }
         let owned = |work, asked| Life::Owned { fence: Some(fence), expires: lease, work, asked };
         known.life = match (known.life.clone(), &claim.work) {
             (Life::Waiting { asked: None, .. }, Work::Expire(_)) => {

@@ -61,8 +61,14 @@ local function adopt(scope)
     local job = redis.call('GET', key('job', id))
     if state == 'leased' and fence == offered and not owner and job then
       local work = cancel == 'cancelled' and 'cancel' or (cancel or tonumber(deadline) <= now) and 'expire' or 'call'
+      if work == 'call' then
+        redis.call('HSET', key('run', id), 'taken', NOW)
+      else
+        -- No call of it was made, and none will be.
+        redis.call('HDEL', key('run', id), 'attempts', 'taken', 'started')
+        started = NOW
+      end
       claimed(id, job, take(id, fence, worker, work, lease), '1', nil, nil, whole(math.max(now - ready, 0)), started, work, log)
-      redis.call('HSET', key('run', id), 'taken', NOW)
     end
   end
 end
@@ -81,5 +87,8 @@ local function give_room()
     fields[#fields + 1] = 'room:' .. scope.name
     fields[#fields + 1] = paused[i] and 0 or free - #claims
   end
-  redis.call('HSET', key('meta'), unpack(fields))
+  -- Whoever pauses the queue must find the scopes, also in a new memory in which this worker has not been registered.
+  if redis.call('HSET', key('meta'), unpack(fields)) > 0 then
+    for _, scope in ipairs(unlimited) do redis.call('SADD', key('scopes'), scope.name) end
+  end
 end

@@ -157,6 +157,22 @@ async fn nothing_is_offered_past_a_run_that_waits() {
         queue.put(&Job { prompt_name: "x".repeat(300_000), ..job() }).await;
     };
     check_not_offered(too_large_to_be_offered, job(), &scopes()).await;
+    let shares_its_call = async |queue: &RedisQueue, _: WorkerId| {
+        queue.put(&Job { caching: Some(Caching { digest: "d".into(), ttl_ms: 1_000 }), ..job() }).await;
+    };
+    check_not_offered(shares_its_call, job(), &scopes()).await;
+}
+
+#[tokio::test]
+async fn nothing_is_offered_after_a_claim_that_filled_its_worker_and_left_some() {
+    let limits = [unlimited("one"), ScopeLimits { max_concurrency: Some(9), ..unlimited("two") }];
+    let fill = async |queue: &RedisQueue, worker: WorkerId| {
+        for _ in 0..2 {
+            queue.put(&Job { targets: vec![target("two")], ..job() }).await;
+        }
+        assert_eq!(queue.claim(worker, 1, &limits).await.unwrap().claims.len(), 1);
+    };
+    check_not_offered(fill, job(), &limits).await;
 }
 
 #[tokio::test]
@@ -237,6 +253,22 @@ async fn an_offer_that_nobody_has_taken_is_cancelled_and_expires_at_once() {
 }
 
 #[tokio::test]
+async fn an_offer_that_nobody_takes_before_its_deadline_was_never_called() {
+    let server = Server::start().await;
+    let queue = server.hasty_queue().await;
+    let worker = WorkerId::new();
+    make_room(&queue, worker, 8, &scopes()).await;
+    let job = Job { deadline: queue.now().plus(100), ..job() };
+    queue.put(&job).await;
+    eventually(async || (queue.now() > job.deadline.plus(10)).then_some(())).await;
+    let claim = queue.claim_one(worker).await;
+    assert_eq!((claim.attempt, &claim.work), (1, &Work::Expire(None)));
+    assert_eq!(queue.locate(job.id).await.unwrap(), Some(Sighting { leased: true, started_at: None }));
+    let again = queue.reap_some(worker).await.remove(0);
+    assert_eq!((again.attempt, &again.work), (1, &Work::Expire(None)));
+}
+
+#[tokio::test]
 async fn a_pause_takes_back_what_nobody_has_taken() {
     for scope_only in [false, true] {
         let server = Server::start().await;
@@ -252,6 +284,21 @@ async fn a_pause_takes_back_what_nobody_has_taken() {
         assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (0, 1));
         assert!(queue.claim(worker, 8, &scopes()).await.unwrap().claims.is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_pause_takes_offers_back_in_a_queue_that_lost_its_memory() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    make_room(&queue, worker, 8, &scopes()).await;
+    assert!(queue.claim(worker, 8, &scopes()).await.unwrap().claims.is_empty());
+    server.command::<()>(&["FLUSHALL"]).await;
+    assert!(queue.claim(worker, 8, &scopes()).await.unwrap().claims.is_empty());
+    queue.put(&job()).await;
+    assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (1, 0));
+    queue.set_paused(true).await.unwrap();
+    assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (0, 1));
 }
 
 #[tokio::test]

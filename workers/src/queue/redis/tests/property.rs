@@ -68,7 +68,7 @@ impl Driver for Distributed<'_> {
         workers_outlive_memory: true,
         minute: 60_001,
         offers: true,
-        offers_stand: OFFER_STANDS.as_millis() as u64,
+        offers_stand: OFFER_STANDS,
         looks: 2,
     };
 
