@@ -99,7 +99,8 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
                     }
                 }
                 Ok(_) => fail(senders, garbled("a step without an answer for every run")),
-                Err(error) => fail(senders, error),
+                // Whoever has gathered meanwhile is not made to wait for as long again.
+                Err(error) => fail(senders.into_iter().chain(self.take_all()), error),
             }
         }
     }
@@ -120,6 +121,13 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
     }
 }
 
+impl<P, T> Service<P, T> {
+    /// Those whose parts have not been sent, and will not be.
+    fn take_all(&self) -> Vec<oneshot::Sender<Result<T, Unreachable>>> {
+        self.inner.lock().parts.drain(..).map(|(_, sender)| sender).collect()
+    }
+}
+
 impl<P, T> Drop for Service<P, T> {
     /// A service that was cut off, with its runtime or by a panic, is not waited for.
     fn drop(&mut self) {
@@ -132,7 +140,7 @@ impl<P, T> Drop for Service<P, T> {
 }
 
 /// Tells all of them of one failure.
-fn fail<T>(senders: Vec<oneshot::Sender<Result<T, Unreachable>>>, error: Unreachable) {
+fn fail<T>(senders: impl IntoIterator<Item = oneshot::Sender<Result<T, Unreachable>>>, error: Unreachable) {
     let error: Arc<dyn Error + Send + Sync> = Arc::from(error.0);
     for sender in senders {
         // Whoever left needs no answer.

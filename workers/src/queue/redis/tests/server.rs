@@ -74,6 +74,13 @@ impl Server {
         }
     }
 
+    /// It keeps its connections and says nothing, or goes on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        let process = self.process.as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
+    }
+
     pub fn settings(&self) -> RedisSettings {
         let url = Secret::new(format!("redis://127.0.0.1:{}", self.port));
         RedisSettings { url, pool: "test".into(), max_connections: 4 }

@@ -139,3 +139,17 @@ async fn a_store_that_is_away_is_told_to_all_and_to_those_after_them() {
     eventually(async || queue.ping().await.ok()).await;
     queue.put(&job()).await;
 }
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_holds_nobody_up_for_the_others() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    queue.put(&job()).await;
+    server.freeze(true);
+    // Ten scripts, had each of them to be given up by itself.
+    let entering = (0..500).map(|_| queue.enqueue(Submission { job: Arc::new(job()), reply_to: None }, None));
+    assert!(soon(join_all(entering)).await.iter().all(Result::is_err));
+    server.freeze(false);
+    eventually(async || queue.ping().await.ok()).await;
+    queue.put(&job()).await;
+}
