@@ -36,7 +36,8 @@ pub struct Dispatcher {
     free: Vec<Addr<Executor>>,
     /// By scope; one without a limit has none.
     shapers: HashMap<String, Shaper>,
-    state: State,
+    /// A claim, a wait or a hand-out is under way.
+    at_work: bool,
     /// When a claim is due, whatever is offered meanwhile.
     claim_by: Instant,
     /// Set when nothing more is to be claimed; told once nothing is being claimed.
@@ -54,15 +55,6 @@ enum Then {
     Wait,
 }
 
-enum State {
-    /// Nothing to do, or nobody to do it.
-    Idle,
-    /// A claim is under way, or being handed out.
-    Claiming,
-    /// The queue was empty, or away: this wait ends when that may have changed.
-    Waiting,
-}
-
 impl Dispatcher {
     pub fn new(shared: Arc<Shared>, pool: Addr<Pool>) -> Self {
         let shaper = |limits: &ScopeLimits| Some((limits.scope.clone(), Shaper::new(limits.requests_per_minute?)));
@@ -73,7 +65,7 @@ impl Dispatcher {
             pool,
             free: Vec::new(),
             shapers,
-            state: State::Idle,
+            at_work: false,
             claim_by: Instant::now(),
             stopping: None,
             stop: CancellationToken::new(),
@@ -96,10 +88,10 @@ impl Dispatcher {
             // Every executor is busy: that is consuming, too.
             self.shared.health.polled();
         }
-        if !matches!(self.state, State::Idle) || self.stopping.is_some() || self.free.is_empty() {
+        if self.at_work || self.stopping.is_some() || self.free.is_empty() {
             return;
         }
-        self.state = State::Claiming;
+        self.at_work = true;
         let (shared, free, scopes) = (self.shared.clone(), self.free.len(), self.scopes());
         let claim = async move {
             fail::fallible("claim.before").await?;
@@ -148,7 +140,6 @@ impl Dispatcher {
         if self.stopping.is_some() {
             return self.again(ctx);
         }
-        self.state = State::Waiting;
         let (shared, free, stop) = (self.shared.clone(), self.free.len(), self.stop.clone());
         let at_most = self.claim_by.saturating_duration_since(Instant::now());
         let wait = async move {
@@ -183,7 +174,6 @@ impl Dispatcher {
         if self.stopping.is_some() {
             return self.again(ctx);
         }
-        self.state = State::Waiting;
         let stop = self.stop.clone();
         let pause = async move {
             stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
@@ -194,7 +184,6 @@ impl Dispatcher {
     /// Hands out claims, each with a moment before its lease began. The pool learns of the leases first, so that no run is executed whose lease
     /// nobody renews.
     fn hand_out(&mut self, claims: Vec<(Claim, Instant)>, then: Then, ctx: &mut Context<Self>) {
-        self.state = State::Claiming;
         let mut leases = Vec::with_capacity(claims.len());
         let mut work = Vec::with_capacity(claims.len());
         for (claim, claimed) in claims {
@@ -235,7 +224,7 @@ impl Dispatcher {
     }
 
     fn again(&mut self, ctx: &mut Context<Self>) {
-        self.state = State::Idle;
+        self.at_work = false;
         if let Some(Some(told)) = self.stopping.as_mut().map(Option::take) {
             let _ = told.send(());
         }
@@ -301,7 +290,7 @@ impl Handler<StopClaiming> for Dispatcher {
         let (told, stopped) = oneshot::channel();
         self.stopping = Some(Some(told));
         self.stop.cancel();
-        if matches!(self.state, State::Idle) {
+        if !self.at_work {
             self.again(ctx);
         }
         Box::pin(async move {
