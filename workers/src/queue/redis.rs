@@ -73,7 +73,7 @@ use self::{
     clock::Clock,
     connect::Connections,
     scripts::Invocation,
-    together::{Part, Together},
+    together::Together,
     wake::Waiters,
     wire::{Asking, Entering, Stashed},
 };
@@ -130,8 +130,8 @@ impl RedisQueue {
         let (connections, time, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
-        let admissions = together(&connections, &tag, |tag| Invocation::new(&scripts::ADMIT, tag));
-        let enqueues = together(&connections, &tag, |tag| Invocation::new(&scripts::ENQUEUE, tag));
+        let admissions = Together::new(connections.clone(), Invocation::new(&scripts::ADMIT, &tag));
+        let enqueues = Together::new(connections.clone(), Invocation::new(&scripts::ENQUEUE, &tag));
         let stashes = stashes(&connections, &tag, LEASE);
         let knew = AtomicBool::new(false);
         Ok(Self { connections, tag, lease: LEASE, admissions, enqueues, stashes, warnings, waiters, clock, knew })
@@ -394,17 +394,8 @@ impl Queue for RedisQueue {
 
 /// Stashes endings, of runs with leases of this length.
 fn stashes(connections: &Connections, tag: &str, lease: Duration) -> Together<Stashed, String> {
-    let begin = move |tag: &str| Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE));
-    together(connections, tag, begin)
-}
-
-fn together<P: Part, T: FromRedisValue + Send + 'static>(
-    connections: &Connections,
-    tag: &str,
-    begin: impl Fn(&str) -> Invocation + Send + Sync + 'static,
-) -> Together<P, T> {
-    let tag = tag.to_owned();
-    Together::new(connections.clone(), move || begin(&tag))
+    let begin = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE));
+    Together::new(connections.clone(), begin)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -66,6 +66,7 @@ script!(RESTORED, " flags=allow-oom", "restored.lua");
 script!(STATS, " flags=allow-oom", "stats.lua");
 
 /// One run of a script, with its arguments.
+#[derive(Clone)]
 pub(super) struct Invocation {
     script: &'static Script,
     command: redis::Cmd,

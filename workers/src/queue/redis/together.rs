@@ -35,8 +35,7 @@ pub(super) struct Together<P, T>(Arc<Inner<P, T>>);
 
 struct Inner<P, T> {
     connections: Connections,
-    /// The step without a part.
-    begin: Box<dyn Fn() -> Invocation + Send + Sync>,
+    begin: Invocation,
     gathered: Mutex<Gathered<P, T>>,
 }
 
@@ -47,9 +46,10 @@ struct Gathered<P, T> {
 }
 
 impl<P: Part, T: FromRedisValue + Send + 'static> Together<P, T> {
-    pub fn new(connections: Connections, begin: impl Fn() -> Invocation + Send + Sync + 'static) -> Self {
+    /// `begin` is the step without a part.
+    pub fn new(connections: Connections, begin: Invocation) -> Self {
         let gathered = Mutex::new(Gathered { parts: VecDeque::new(), is_served: false });
-        Self(Arc::new(Inner { connections, begin: Box::new(begin), gathered }))
+        Self(Arc::new(Inner { connections, begin, gathered }))
     }
 
     /// The answer for one run.
@@ -90,7 +90,7 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
             if parts.is_empty() {
                 return;
             }
-            let step = parts.iter().fold((self.inner.begin)(), |step, part| part.add_to(step));
+            let step = parts.iter().fold(self.inner.begin.clone(), |step, part| part.add_to(step));
             match self.inner.connections.ask::<Vec<T>>(&step).await {
                 Ok(answers) if answers.len() == parts.len() => {
                     for (sender, answer) in senders.into_iter().zip(answers) {

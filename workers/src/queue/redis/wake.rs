@@ -172,7 +172,7 @@ impl RedisQueue {
         };
         match brought {
             Brought::Token => Ok(Vec::new()),
-            Brought::Offers(offers) => self.take(offers).await,
+            Brought::Offers(offers) => Ok(self.take(offers).await),
             Brought::Nothing => {
                 self.waiters.forget(worker);
                 Ok(Vec::new())
@@ -240,10 +240,17 @@ impl RedisQueue {
     }
 
     /// Reads offers. Those that are not ours to take are put back.
-    async fn take(&self, offers: Vec<Vec<u8>>) -> Result<Vec<Claim>, Unreachable> {
+    async fn take(&self, offers: Vec<Vec<u8>>) -> Vec<Claim> {
         let mut claims = Vec::with_capacity(offers.len());
         for offer in offers {
-            let Offer { offered, read } = wire::offer(&offer)?;
+            let Offer { offered, read } = match wire::offer(&offer) {
+                Ok(offer) => offer,
+                // The others are ours, and must not be lost over this.
+                Err(error) => {
+                    tracing::error!(%error, "an offer cannot be read; its run goes to the reaper");
+                    continue;
+                }
+            };
             let (run, fence, after) = match read {
                 Read::Foreign { run, fence } => (run, fence, FOREIGN_AFTER),
                 Read::Claim(claim) if self.clock.now().since(offered) > super::millis(OFFER_STANDS) => {
@@ -257,7 +264,7 @@ impl RedisQueue {
             // Should this fail, its lease runs out and the reaper finds it.
             let _ = self.give_back(run, fence, after, None, "uncounted").await;
         }
-        Ok(claims)
+        claims
     }
 }
 

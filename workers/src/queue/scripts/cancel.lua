@@ -1,9 +1,9 @@
 -- ARGV: id, how it should end ('cancelled' or 'expired'), '1' when a waiting run is only to be marked. Answers {'unknown'}, {'finished'},
 -- {'signalled'} or, for a run that waits, {'waiting', its fence, a new fence, job, started, target}: nothing has changed then, and `end_waiting` ends it.
 local id, how, mark = ARGV[1], ARGV[2], ARGV[3] == '1'
-local state, fence, started, target, scope, held, owner = read(id, 'state', 'fence', 'started', 'target', 'scope', 'held', 'owner')
+local state, fence, started, target, scope, held = read(id, 'state', 'fence', 'started', 'target', 'scope', 'held')
 if not state then return { 'unknown' } end
-if state == 'leased' and has(held, 'o') and not owner and withdraw(id, scope) then
+if withdraw_run(id, scope, held) then
   state, started = 'ready', nil
 end
 if state == 'ended' or state == 'done' then return { 'finished' } end

@@ -55,11 +55,11 @@ local function adopt(scope)
   while #claims < free and bytes <= ANSWER_BYTES do
     local offer = redis.call('LPOP', key('offers', scope))
     if not offer then return end
-    local id, offered = string.match(offer, '^(%S+) (%S+)')
+    local id = string.match(offer, '^%S+')
     local state, fence, owner, ready, started, cancel, deadline, log =
       read(id, 'state', 'fence', 'owner', 'ready', 'started', 'cancel', 'deadline', 'log')
     local job = redis.call('GET', key('job', id))
-    if state == 'leased' and fence == offered and not owner and job then
+    if job and stands(offer, state, fence, owner) then
       local work = cancel == 'cancelled' and 'cancel' or (cancel or tonumber(deadline) <= now) and 'expire' or 'call'
       if work == 'call' then
         redis.call('HSET', key('run', id), 'taken', NOW)

@@ -41,6 +41,12 @@ local function read(id, ...)
   return unpack(redis.call('HMGET', key('run', id), ...))
 end
 
+-- Whether an entry of `offers:<scope>` is an offer that nobody is known to have taken. It is none when Redis forgot in a crash that it was taken: then
+-- somebody may have the run, or have ended it.
+local function stands(offer, state, fence, owner)
+  return state == 'leased' and not owner and fence == string.match(offer, '^%S+ (%S+)')
+end
+
 local NOW_US = nil
 local function next_fence(previous)
   local fence = math.max((tonumber(previous) or 0) + 1, now_us)

@@ -32,7 +32,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
     redis.call('ZREM', key('lease'), id)
   elseif not state or not job or (state == 'ended' and not ending) then
     forget(id)
-  elseif not (state == 'leased' and has(held, 'o') and not owner and withdraw(id, scope)) then
+  elseif not withdraw_run(id, scope, held) then
     free_slot(id, scope, held)
     if ending then
       work = 'record'

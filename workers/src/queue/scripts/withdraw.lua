@@ -1,13 +1,12 @@
--- Takes offers back that nobody has taken.
+-- Takes offers back that nobody has taken: their runs wait again, as if they had come just so.
 
--- Whether the offer of a run was still there. The run waits again then, as if it had come just so.
-local function withdraw(id, scope)
-  local offers, found = key('offers', scope), nil
-  for _, offer in ipairs(redis.call('LRANGE', offers, 0, -1)) do
-    if string.sub(offer, 1, #id) == id then found = offer end
-  end
-  if not found or redis.call('LREM', offers, 1, found) == 0 then return false end
-  local deadline, lane, account, ready, cancel = read(id, 'deadline', 'lane', 'account', 'ready', 'cancel')
+-- Takes one entry out; answers whether it was an offer that stood.
+local function withdraw(offer, scope)
+  redis.call('LREM', key('offers', scope), 1, offer)
+  local id = string.match(offer, '^%S+')
+  local state, fence, owner, deadline, lane, account, ready, cancel =
+    read(id, 'state', 'fence', 'owner', 'deadline', 'lane', 'account', 'ready', 'cancel')
+  if not stands(offer, state, fence, owner) then return false end
   redis.call('ZREM', key('lease'), id)
   redis.call('HDEL', key('run', id), 'work', 'taken', 'started', 'held', 'attempts')
   begin_wait(id, cancel and now or deadline, redis.call('STRLEN', key('job', id)))
@@ -17,7 +16,14 @@ local function withdraw(id, scope)
 end
 
 local function withdraw_all(scope)
+  for _, offer in ipairs(redis.call('LRANGE', key('offers', scope), 0, -1)) do withdraw(offer, scope) end
+end
+
+-- Whether the run was offered, and not taken, and waits again.
+local function withdraw_run(id, scope, held)
+  if not has(held, 'o') then return false end
   for _, offer in ipairs(redis.call('LRANGE', key('offers', scope), 0, -1)) do
-    withdraw(string.match(offer, '^%S+'), scope)
+    if string.sub(offer, 1, #id) == id then return withdraw(offer, scope) end
   end
+  return false
 end

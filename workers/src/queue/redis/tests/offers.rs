@@ -361,3 +361,29 @@ async fn an_offer_whose_job_another_version_wrote_is_left_to_it() {
     assert!(offered(&queue, worker, 8).await.is_empty());
     assert_eq!(queue.stats().await.unwrap().delayed, 1);
 }
+
+#[tokio::test]
+async fn a_redis_that_forgot_that_an_offer_was_taken_takes_it_from_nobody() {
+    for ended in [false, true] {
+        let server = Server::start().await;
+        let queue = server.queue().await;
+        let worker = WorkerId::new();
+        make_room(&queue, worker, 8, &scopes()).await;
+        queue.put(&job()).await;
+        let offer: String = server.command(&["LINDEX", "{q:test}:offers:one", "0"]).await;
+        let claim = offered(&queue, worker, 8).await.remove(0);
+        let held = [(claim.job.id, claim.fence)];
+        assert_eq!(queue.heartbeat(worker, &held).await.unwrap(), [Renewal::Held]);
+        if ended {
+            assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Done);
+            queue.finish(&held).await.unwrap();
+        }
+        server.command::<u32>(&["RPUSH", "{q:test}:offers:one", &offer]).await;
+        queue.set_paused(true).await.unwrap();
+        assert_eq!(server.command::<u32>(&["LLEN", "{q:test}:offers:one"]).await, 0);
+        let leased = u64::from(!ended);
+        assert_eq!(queue.stats().await.unwrap(), QueueStats { leased, paused: true, ..QueueStats::default() });
+        let renewal = if ended { Renewal::Lost } else { Renewal::Held };
+        assert_eq!(queue.heartbeat(worker, &held).await.unwrap(), [renewal]);
+    }
+}
