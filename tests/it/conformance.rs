@@ -96,6 +96,7 @@ macro_rules! suite {
                 whoever_follows_is_told_what_comes
                 following_a_run_without_a_log_begins_one
                 an_append_that_is_repeated_writes_nothing_twice
+                the_last_text_comes_with_the_ending
                 an_old_fence_appends_nothing
                 a_retry_is_told_and_what_was_streamed_does_not_count
                 a_run_that_is_handed_back_after_text_is_told

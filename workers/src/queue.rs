@@ -69,7 +69,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::{
     admission::{Admission, Admitted, RateLeft, RateRule},
     claim::{AtOnce, Claim, Claimed, LostCall, ScopeLimits, Work},
-    log::{Followed, LOG_BYTES, LOG_PAGE, LOG_RETENTION, LogMark},
+    log::{Followed, LOG_BYTES, LOG_PAGE, LOG_RETENTION, LogMark, NewText},
 };
 use crate::job::{Ending, Fence, FrontDoorId, Job, Lane, Logged, Outcome, RunId, UnixMillis, WorkerId};
 
@@ -235,15 +235,19 @@ pub trait Queue: Send + Sync + 'static {
     /// Renews leases and slots; answers in the order of `held`.
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable>;
 
-    /// Adds the text of a call to the run's log, for the owner of its lease. `first` is the place of the first delta; those that the log
-    /// has already are left out.
-    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable>;
+    /// Adds the text of a call to the run's log, for the owner of its lease. What the log has already is left out.
+    async fn append(&self, run: RunId, fence: Fence, text: &NewText) -> Result<Held, Unreachable>;
 
     /// Reads the log of a run after an event; from now on `front_door` is sent what happens to it.
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable>;
 
     /// Stores the ending, frees the slot, settles the tokens and sends the ending to whoever waits.
-    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable>;
+    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
+        self.stash_after(&NewText::default(), ending).await
+    }
+
+    /// The same, with the last text of its call, which is [appended](Queue::append) before it in the same step.
+    async fn stash_after(&self, text: &NewText, ending: &Ending) -> Result<Held, Unreachable>;
 
     /// Drops the leases of recorded runs and leaves tombstones.
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable>;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use workers::{
     job::{Ending, Event, Fence, Job, Logged, Outcome, RunId},
-    queue::{Cancelled, Claim, Followed, Held, LOG_BYTES, LOG_PAGE, LogMark, Restored, Work},
+    queue::{Cancelled, Claim, Followed, Held, LOG_BYTES, LOG_PAGE, LogMark, NewText, Restored, Work},
 };
 
 use super::bench::{Bench, FrontDoor, LONG, SHORT, Spec, Store, run, succeeded};
@@ -49,8 +49,11 @@ async fn is_told(front_door: &mut FrontDoor, run: RunId, expect: &[&str]) {
 }
 
 async fn says(bench: &Bench, claim: &Claim, first: u64, text: &[&str]) -> Held {
-    let deltas: Vec<String> = text.iter().map(|text| (*text).to_owned()).collect();
-    bench.queue.append(claim.job.id, claim.fence, first, &deltas).await.unwrap()
+    bench.queue.append(claim.job.id, claim.fence, &new_text(first, text)).await.unwrap()
+}
+
+fn new_text(first: u64, text: &[&str]) -> NewText {
+    NewText { first, deltas: text.iter().map(|text| (*text).to_owned()).collect() }
 }
 
 async fn stream_for(bench: &Bench, front_door: &FrontDoor) -> Arc<Job> {
@@ -152,6 +155,30 @@ pub async fn an_append_that_is_repeated_writes_nothing_twice<S: Store>() {
     is_told(&mut front_door, job.id, &["2 started 1", "3 a", "4 b", "5 c", "6 succeeded"]).await;
 }
 
+pub async fn the_last_text_comes_with_the_ending<S: Store>() {
+    let bench = S::open(LONG).await;
+    let mut front_door = bench.front_door().await;
+    let job = stream_for(&bench, &front_door).await;
+    let claim = bench.take().await;
+    says(&bench, &claim, 3, &["a", "b"]).await;
+    // Nobody was answered that "b" was written, so that it comes again.
+    let (text, ending) = (new_text(4, &["b", "c", "d"]), succeeded(&claim));
+    assert_eq!(bench.queue.stash_after(&text, &ending).await.unwrap(), Held::Done);
+    assert_eq!(bench.queue.stash_after(&text, &ending).await.unwrap(), Held::Done);
+    let all = ["1 queued", "2 started 1", "3 a", "4 b", "5 c", "6 d", "7 succeeded"];
+    has(&bench, job.id, &front_door, &all).await;
+    is_told(&mut front_door, job.id, &all[1..]).await;
+
+    let job = stream_for(&bench, &front_door).await;
+    let old = bench.take().await;
+    bench.retry(&old, Duration::ZERO).await;
+    let late = bench.queue.stash_after(&new_text(3, &["late"]), &succeeded(&old)).await.unwrap();
+    assert_eq!(late, Held::Elsewhere);
+    let all = ["1 queued", "2 started 1", "3 retrying"];
+    has(&bench, job.id, &front_door, &all).await;
+    is_told(&mut front_door, job.id, &all[1..]).await;
+}
+
 pub async fn an_old_fence_appends_nothing<S: Store>() {
     let bench = S::open(LONG).await;
     let front_door = bench.front_door().await;
@@ -166,7 +193,7 @@ pub async fn an_old_fence_appends_nothing<S: Store>() {
     assert_eq!(says(&bench, &new, 6, &["late"]).await, Held::Elsewhere);
     bench.queue.finish(&[(job.id, new.fence)]).await.unwrap();
     assert_eq!(says(&bench, &new, 6, &["late"]).await, Held::Elsewhere);
-    let unknown = bench.queue.append(RunId::new(), Fence(1), 1, &["late".into()]).await.unwrap();
+    let unknown = bench.queue.append(RunId::new(), Fence(1), &new_text(1, &["late"])).await.unwrap();
     assert_eq!(unknown, Held::Unknown);
 }
 
@@ -316,8 +343,8 @@ pub async fn a_long_log_is_read_in_pages<S: Store>() {
     let front_door = bench.front_door().await;
     let job = stream_for(&bench, &front_door).await;
     let claim = bench.take().await;
-    let text: Vec<String> = (0..2 * LOG_PAGE).map(|number| format!("{number} ")).collect();
-    bench.queue.append(job.id, claim.fence, 3, &text).await.unwrap();
+    let text = NewText { first: 3, deltas: (0..2 * LOG_PAGE).map(|number| format!("{number} ")).collect() };
+    bench.queue.append(job.id, claim.fence, &text).await.unwrap();
     bench.end(&claim).await;
     let (mut all, mut pages) = (Vec::new(), Vec::new());
     loop {
@@ -331,7 +358,7 @@ pub async fn a_long_log_is_read_in_pages<S: Store>() {
     assert_eq!(pages, [LOG_PAGE, LOG_PAGE, 3]);
     assert!(all.iter().zip(1..).all(|(logged, seq)| logged.seq == seq));
     let told: String = all.iter().filter_map(|logged| text_of(&logged.event)).collect();
-    assert_eq!(told, text.concat());
+    assert_eq!(told, text.deltas.concat());
     let (events, ..) = read(&bench, job.id, &front_door, 1 << 53).await;
     assert_eq!(events, []);
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     job::{Ending, Outcome, RunState, WIRE_VERSION, WorkerId},
-    queue::ScopeLimits,
+    queue::{NewText, ScopeLimits},
     tests::{FaultyQueue, Loss, MemoryLedger, Step, eventually, job},
 };
 
@@ -81,7 +81,8 @@ async fn execute(rig: &Rig, text: &[String]) {
     };
     let claim = rig.queue.claim(WorkerId::new(), 1, &[limits]).await.unwrap().claims.pop().unwrap();
     if let Some(log) = claim.log {
-        rig.queue.append(claim.job.id, claim.fence, log.next, text).await.unwrap();
+        let text = NewText { first: log.next, deltas: text.to_vec() };
+        rig.queue.append(claim.job.id, claim.fence, &text).await.unwrap();
     }
     let ending = Ending {
         v: WIRE_VERSION,

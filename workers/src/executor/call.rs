@@ -14,7 +14,7 @@ use crate::{
     job::{Attempt, AttemptOutcome, Ending, Failure, Outcome, Target, UnixMillis, Usage, WIRE_VERSION},
     ledger::{CachedResult, LedgerError},
     providers::{Call, CallError, Completion, ErrorClass},
-    queue::{Claim, Held, Release, Work},
+    queue::{Claim, Held, NewText, Release, Work},
     retry::{Situation, Step, next_step},
 };
 
@@ -109,13 +109,17 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
         reason = stop.stopped() => Err(reason),
     };
     tracing::debug!(run = %claim.job.id, took = ?clock.started.elapsed(), "called");
-    if let (Some(writer), Ok(_)) = (&mut writer, &answer) {
+    if let (Some(writer), Ok(Err(_))) = (&mut writer, &answer) {
         writer.finish().await;
     }
     // What was streamed to a caller cannot be taken back, and calling again bills twice: only on request.
-    let streamed = log.zip(writer).is_some_and(|(log, writer)| writer.has_written(log)) && !claim.job.repeat_streamed;
+    let has_written = log.zip(writer.as_ref()).is_some_and(|(log, writer)| writer.has_written(log));
+    let streamed = has_written && !claim.job.repeat_streamed;
     match answer {
-        Ok(Ok(completion)) => succeed(shared, claim, target, &clock, completion).await,
+        Ok(Ok(completion)) => {
+            let text = writer.map(Writer::rest).unwrap_or_default();
+            succeed(shared, claim, target, &clock, completion, &text).await
+        }
         Ok(Err(error)) => fail(shared, claim, target, &clock, error).await,
         Err(StopReason::Cancelled) => {
             let overdue = shared.queue.now().plus(AGREEMENT) >= claim.job.deadline;
@@ -155,13 +159,20 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     }
 }
 
-async fn succeed(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, completion: Completion) -> Done {
+async fn succeed(
+    shared: &Shared,
+    claim: &Claim,
+    target: &Target,
+    clock: &Clock,
+    completion: Completion,
+    text: &NewText,
+) -> Done {
     let attempt = Attempt {
         first_token_ms: completion.first_token.map(millis),
         ..clock.attempt(shared, claim, target, completion.usage)
     };
     let outcome = Outcome::Succeeded { output: completion.output, finish_reason: completion.finish_reason };
-    end(shared, claim, outcome, Some(attempt)).await
+    stash(shared, claim, ending(shared, claim, outcome, Some(attempt)), text).await
 }
 
 async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, error: CallError) -> Done {
@@ -213,13 +224,17 @@ async fn fail(shared: &Shared, claim: &Claim, target: &Target, clock: &Clock, er
 
 /// Ends a run with the result of another one.
 pub(super) async fn end_shared(shared: &Shared, claim: &Claim, result: CachedResult) -> Done {
-    stash(shared, claim, sharing::ending(claim, result, shared.queue.now())).await
+    stash(shared, claim, sharing::ending(claim, result, shared.queue.now()), &NewText::default()).await
 }
 
 pub(super) async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Done {
+    stash(shared, claim, ending(shared, claim, outcome, attempt), &NewText::default()).await
+}
+
+fn ending(shared: &Shared, claim: &Claim, outcome: Outcome, attempt: Option<Attempt>) -> Ending {
     let began = attempt.as_ref().map_or(claim.started_at, |attempt| attempt.started_at.max(claim.started_at));
     let cache = sharing::made(claim, &outcome);
-    let ending = Ending {
+    Ending {
         v: WIRE_VERSION,
         run: claim.job.id,
         fence: claim.fence,
@@ -230,14 +245,13 @@ pub(super) async fn end(shared: &Shared, claim: &Claim, outcome: Outcome, attemp
         queue_ms: claim.queue_ms,
         attempt,
         cache,
-    };
-    stash(shared, claim, ending).await
+    }
 }
 
-/// Stashes an ending before anything else happens to it.
-async fn stash(shared: &Shared, claim: &Claim, ending: Ending) -> Done {
+/// Stashes an ending, behind the last text of its call, before anything else happens to it.
+async fn stash(shared: &Shared, claim: &Claim, ending: Ending, text: &NewText) -> Done {
     let ending = Box::new(ending);
-    match fail::around("stash", shared.queue.stash(&ending)).await {
+    match fail::around("stash", shared.queue.stash_after(text, &ending)).await {
         // A queue that forgot the run, or is away, cannot say who owns it; the ledger's fence decides.
         Ok(Held::Done | Held::Unknown) => Done::Record(ending),
         Err(error) => {

@@ -1,7 +1,8 @@
 //! Text on its way from a streamed call to the log of its run.
 //!
 //! The call never waits: what it says is collected here, and written in one step with all that came since the last one. The first text
-//! goes at once; after each step there is a pause, so that a fast model costs a step every [`WINDOW`] and not one a token.
+//! goes at once; after each step there is a pause, so that a fast model costs a step every [`WINDOW`] and not one a token. What a call that succeeded said
+//! last needs no step of its own: it goes with the ending.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,7 +15,7 @@ use crate::{
     executor::Shared,
     fail,
     providers::DeltaSink,
-    queue::{Claim, Held, LogMark},
+    queue::{Claim, Held, LogMark, NewText},
 };
 
 /// Text that comes within this time of the last step is written together.
@@ -47,6 +48,11 @@ impl Collector {
     pub fn end(&self) {
         self.lock().ended = true;
         self.0.came.notify_one();
+    }
+
+    /// What came since this was last asked, without waiting for more.
+    fn rest(&self) -> String {
+        std::mem::take(&mut self.lock().new)
     }
 
     /// What came since this was last asked; `None` when nothing more will. Waits for something to come.
@@ -97,30 +103,29 @@ pub struct Writer<'a> {
     shared: &'a Shared,
     claim: &'a Claim,
     collector: &'a Collector,
-    next: u64,
     /// Written, or perhaps written, and not confirmed.
-    pending: Vec<String>,
+    pending: NewText,
 }
 
 impl<'a> Writer<'a> {
     pub fn new(shared: &'a Shared, claim: &'a Claim, log: LogMark, collector: &'a Collector) -> Self {
-        Self { shared, claim, collector, next: log.next, pending: Vec::new() }
+        Self { shared, claim, collector, pending: NewText { first: log.next, deltas: Vec::new() } }
     }
 
     /// Writes until the call has ended and all is written, or the run is no longer ours. A call that is dropped may be repeated.
     pub async fn write(&mut self) {
         let (run, fence) = (self.claim.job.id, self.claim.fence);
         loop {
-            if self.pending.is_empty() {
+            if self.pending.deltas.is_empty() {
                 match self.collector.next().await {
-                    Some(text) => self.pending = pieces(text),
+                    Some(text) => self.pending.deltas = pieces(text),
                     None => return,
                 }
             }
-            match fail::around("append", self.shared.queue.append(run, fence, self.next, &self.pending)).await {
+            match fail::around("append", self.shared.queue.append(run, fence, &self.pending)).await {
                 Ok(Held::Done) => {
-                    self.next += u64::try_from(self.pending.len()).unwrap_or(u64::MAX);
-                    self.pending.clear();
+                    self.pending.first += u64::try_from(self.pending.deltas.len()).unwrap_or(u64::MAX);
+                    self.pending.deltas.clear();
                     self.pause().await;
                 }
                 // Its heartbeat tells the same.
@@ -133,7 +138,16 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Writes what is left when the call has ended.
+    /// What is left when the call has ended.
+    pub fn rest(mut self) -> NewText {
+        let rest = self.collector.rest();
+        if !rest.is_empty() {
+            self.pending.deltas.extend(pieces(rest));
+        }
+        self.pending
+    }
+
+    /// Writes what is left when the call has ended without an ending of its run.
     pub async fn finish(&mut self) {
         if tokio::time::timeout(LAST_TEXT, self.write()).await.is_err() {
             tracing::warn!(run = %self.claim.job.id, "the last text of a stream is told with its ending only");
@@ -142,7 +156,7 @@ impl<'a> Writer<'a> {
 
     /// Whether a caller may have seen text of this call.
     pub fn has_written(&self, log: LogMark) -> bool {
-        self.next > log.next || !self.pending.is_empty()
+        self.pending.first > log.next || !self.pending.deltas.is_empty()
     }
 
     /// Lets more text come, unless there is none to come.

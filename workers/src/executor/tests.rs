@@ -41,6 +41,8 @@ enum Play {
     Say,
     /// A beginning, and then nothing.
     SayAndHang,
+    /// A beginning, and then an error that no other call would mend.
+    SayAndRefuse,
 }
 
 /// A provider that answers when its script is over.
@@ -72,7 +74,7 @@ impl Provider for Scripted {
         let play = play.unwrap_or(Play::Answer);
         match play {
             Play::Say => sink.delta("Bonjour"),
-            Play::SayAndHang => sink.delta("Bon"),
+            Play::SayAndHang | Play::SayAndRefuse => sink.delta("Bon"),
             Play::Wait => self.gate.notified().await,
             _ => {}
         }
@@ -82,6 +84,7 @@ impl Provider for Scripted {
                 Ok(Completion { output: "Bonjour".into(), usage, ..Completion::default() })
             }
             Play::Fail => Err(CallError::new(ErrorClass::Failing { after: None }, "ill")),
+            Play::SayAndRefuse => Err(CallError::new(ErrorClass::Rejected, "no")),
             Play::Panic => panic!("the script says so"),
             Play::Hang | Play::SayAndHang => std::future::pending().await,
         }

@@ -46,8 +46,8 @@ use self::{
     state::{Pending, State},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, Queue, QueueStats, Recalled, Release,
-    Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
+    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, NewText, Queue, QueueStats, Recalled,
+    Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
 };
 use crate::{
     clock::wall_micros,
@@ -171,16 +171,21 @@ impl Queue for EmbeddedQueue {
         Ok(self.step(|state, now| state.heartbeat(worker, held, now)))
     }
 
-    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable> {
-        Ok(self.step(|state, _| state.append(run, fence, first, deltas)))
+    async fn append(&self, run: RunId, fence: Fence, text: &NewText) -> Result<Held, Unreachable> {
+        Ok(self.step(|state, _| state.append(run, fence, text)))
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
         Ok(self.step(|state, now| state.follow(run, front_door, after, now)))
     }
 
-    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
-        let (held, reply_to) = self.step(|state, _| state.stash(ending));
+    async fn stash_after(&self, text: &NewText, ending: &Ending) -> Result<Held, Unreachable> {
+        let (held, reply_to) = self.step(|state, _| {
+            if !text.deltas.is_empty() {
+                state.append(ending.run, ending.fence, text);
+            }
+            state.stash(ending)
+        });
         if let Some(front_door) = reply_to {
             self.doors.send(front_door, || Reply::Ended(Box::new(ending.clone())));
         }

@@ -20,6 +20,14 @@ pub struct LogMark {
     pub streamed: bool,
 }
 
+/// Text of a call that the log of its run may not have yet.
+#[derive(Clone, Debug, Default)]
+pub struct NewText {
+    /// The place of the first delta. Those whose places are taken are in the log already: they came with a step whose answer was lost.
+    pub first: u64,
+    pub deltas: Vec<String>,
+}
+
 /// What [`Queue::follow`](super::Queue::follow) found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Followed {

@@ -6,8 +6,8 @@
 //!
 //! A run is three keys. `run:<id>` is a hash of short fields, which Redis packs into a few hundred bytes: its state, the fence, whose it is, where
 //! it stands, what its owner does with it. `job:<id>` and `end:<id>` are the bytes of the job and of the stashed ending. The
-//! states are `ready`, `delayed`, `leased`, `ended` (its ending is stashed and has to be recorded) and `done` (a tombstone, only the hash, which
-//! expires by itself).
+//! states are `ready`, `delayed`, `leased` and `ended` (its ending is stashed and has to be recorded). A run that is done has none of these keys,
+//! and a tombstone, `done:<id>`, which expires by itself.
 //!
 //! Runs that wait stand in `ready:<lane>:<scope>:<account>`, a list. `turns:<lane>:<scope>` orders the accounts with such a list by their virtual
 //! time, `virtual:<lane>` is each account's virtual time over all scopes, and the hash `meta` holds the lanes' own and the credit that
@@ -75,12 +75,12 @@ use self::{
     scripts::Invocation,
     together::Together,
     wake::Waiters,
-    wire::{Asking, Entering, Stashed},
+    wire::{Appended, Asking, Entering, Stashed},
 };
 use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats,
-    MAX_LOSSES, Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission,
-    Unreachable,
+    MAX_LOSSES, NewText, Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting,
+    Submission, Unreachable,
 };
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
@@ -116,6 +116,7 @@ pub struct RedisQueue {
     lease: Duration,
     admissions: Together<Asking, Vec<Value>>,
     enqueues: Together<Entering, Vec<Value>>,
+    appends: Together<Appended, String>,
     stashes: Together<Stashed, String>,
     warnings: Vec<String>,
     waiters: Waiters,
@@ -132,9 +133,22 @@ impl RedisQueue {
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
         let admissions = Together::new(connections.clone(), Invocation::new(&scripts::ADMIT, &tag));
         let enqueues = Together::new(connections.clone(), Invocation::new(&scripts::ENQUEUE, &tag));
+        let appends = Together::new(connections.clone(), Invocation::new(&scripts::APPEND, &tag).arg(LOG_BYTES));
         let stashes = stashes(&connections, &tag, LEASE);
         let knew = AtomicBool::new(false);
-        Ok(Self { connections, tag, lease: LEASE, admissions, enqueues, stashes, warnings, waiters, clock, knew })
+        Ok(Self {
+            connections,
+            tag,
+            lease: LEASE,
+            admissions,
+            enqueues,
+            appends,
+            stashes,
+            warnings,
+            waiters,
+            clock,
+            knew,
+        })
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
@@ -235,12 +249,8 @@ impl Queue for RedisQueue {
         Ok(renewals)
     }
 
-    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable> {
-        let mut step = self.step(&scripts::APPEND).arg(run.to_string()).arg(fence.0).arg(first).arg(LOG_BYTES);
-        for delta in deltas {
-            step = step.arg(delta);
-        }
-        wire::held(&self.run::<String>(step).await?)
+    async fn append(&self, run: RunId, fence: Fence, text: &NewText) -> Result<Held, Unreachable> {
+        wire::held(&self.appends.ask(Appended { run, fence, text: text.clone() }).await?)
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
@@ -248,13 +258,14 @@ impl Queue for RedisQueue {
         wire::followed(&self.run::<Vec<Vec<u8>>>(step.arg(after).arg(LOG_PAGE)).await?, after)
     }
 
-    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
+    async fn stash_after(&self, text: &NewText, ending: &Ending) -> Result<Held, Unreachable> {
         let stashed = Stashed {
             run: ending.run,
             fence: ending.fence,
             tokens: ending.usage().total(),
             state: ending.outcome.state(),
             bytes: ending.encode(),
+            text: text.clone(),
         };
         wire::held(&self.stashes.ask(stashed).await?)
     }
@@ -298,7 +309,7 @@ impl Queue for RedisQueue {
         for batch in runs.chunks(BATCH) {
             let mut exist = redis::pipe();
             for run in batch {
-                exist.cmd("EXISTS").arg(self.key(&format!("run:{run}")));
+                exist.cmd("EXISTS").arg(self.key(&format!("run:{run}"))).arg(self.key(&format!("done:{run}")));
             }
             let known: Vec<bool> = self.connections.ask(&exist).await?;
             missing.extend(batch.iter().zip(known).filter(|(_, known)| !known).map(|(run, _)| *run));
@@ -394,7 +405,7 @@ impl Queue for RedisQueue {
 
 /// Stashes endings, of runs with leases of this length.
 fn stashes(connections: &Connections, tag: &str, lease: Duration) -> Together<Stashed, String> {
-    let begin = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE));
+    let begin = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE)).arg(LOG_BYTES);
     Together::new(connections.clone(), begin)
 }
 

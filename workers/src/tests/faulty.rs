@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
     queue::{
-        Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, Queue, QueueStats, Recalled, Release,
-        Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
+        Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, NewText, Queue, QueueStats, Recalled,
+        Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission, Unreachable,
         embedded::{EmbeddedQueue, EmbeddedSettings},
     },
 };
@@ -119,16 +119,16 @@ impl Queue for FaultyQueue {
         self.step(Step::Heartbeat, self.inner.heartbeat(worker, held)).await
     }
 
-    async fn append(&self, run: RunId, fence: Fence, first: u64, deltas: &[String]) -> Result<Held, Unreachable> {
-        self.step(Step::Append, self.inner.append(run, fence, first, deltas)).await
+    async fn append(&self, run: RunId, fence: Fence, text: &NewText) -> Result<Held, Unreachable> {
+        self.step(Step::Append, self.inner.append(run, fence, text)).await
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
         self.inner.follow(run, front_door, after).await
     }
 
-    async fn stash(&self, ending: &Ending) -> Result<Held, Unreachable> {
-        self.step(Step::Stash, self.inner.stash(ending)).await
+    async fn stash_after(&self, text: &NewText, ending: &Ending) -> Result<Held, Unreachable> {
+        self.step(Step::Stash, self.inner.stash_after(text, ending)).await
     }
 
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {

@@ -45,31 +45,51 @@ fn recorded(done: Done) -> Ending {
 #[tokio::test]
 async fn text_is_written_once_though_answers_are_lost() {
     let rig = Rig::new(1).await;
-    rig.provider.play(&[Play::Say]);
+    rig.provider.play(&[Play::SayAndRefuse]);
     let job = rig.submit(streamed()).await;
     let claim = rig.claim().await;
     rig.queue.fail(&[Step::Append], Loss::Answer);
     let healing = async {
-        says(&rig, &job, "Bonjour").await;
+        says(&rig, &job, "Bon").await;
         rig.queue.heal();
     };
     let stop = Stop::default();
     let ending = recorded(tokio::join!(execute(&rig.shared, &claim, &stop), healing).0);
-    assert_eq!(ending.outcome.state(), RunState::Succeeded);
+    assert_eq!(ending.outcome.state(), RunState::Failed);
+    assert_eq!(log(&rig, &job).await, ["queued", "started 1", "Bon", "failed"]);
+}
+
+#[tokio::test]
+async fn the_last_text_of_a_call_that_succeeded_goes_with_its_ending() {
+    let rig = Rig::new(1).await;
+    rig.provider.play(&[Play::Say]);
+    let job = rig.submit(streamed()).await;
+    let claim = rig.claim().await;
+    rig.queue.fail(&[Step::Append], Loss::Question);
+    recorded(execute(&rig.shared, &claim, &Stop::default()).await);
     assert_eq!(log(&rig, &job).await, ["queued", "started 1", "Bonjour", "succeeded"]);
 }
 
 #[tokio::test]
 async fn text_that_cannot_be_written_does_not_hold_an_ending_up_for_long() {
     let rig = Rig::new(1).await;
-    rig.provider.play(&[Play::Say]);
+    rig.provider.play(&[Play::SayAndRefuse]);
     let job = rig.submit(streamed()).await;
     let claim = rig.claim().await;
     rig.queue.fail(&[Step::Append], Loss::Question);
     let ending = recorded(execute(&rig.shared, &claim, &Stop::default()).await);
-    let Outcome::Succeeded { output, .. } = ending.outcome else { panic!("{:?}", ending.outcome) };
-    assert_eq!(output, "Bonjour", "the ending has all of it");
-    assert_eq!(log(&rig, &job).await, ["queued", "started 1", "succeeded"]);
+    assert_eq!(ending.outcome.state(), RunState::Failed);
+    assert_eq!(log(&rig, &job).await, ["queued", "started 1", "failed"]);
+}
+
+#[tokio::test]
+async fn what_a_call_said_before_it_failed_is_written() {
+    let rig = Rig::new(1).await;
+    rig.provider.play(&[Play::SayAndRefuse]);
+    let job = rig.submit(streamed()).await;
+    let claim = rig.claim().await;
+    recorded(execute(&rig.shared, &claim, &Stop::default()).await);
+    assert_eq!(log(&rig, &job).await, ["queued", "started 1", "Bon", "failed"]);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     job::{Ending, Event, Fence, FrontDoorId, Logged, RunId},
-    queue::{Followed, Held, LOG_BYTES, LOG_PAGE, LOG_RETENTION, LogMark, Reply},
+    queue::{Followed, Held, LOG_BYTES, LOG_PAGE, LOG_RETENTION, LogMark, NewText, Reply},
 };
 
 /// What logs of ended runs may take of the memory; the oldest ones go first.
@@ -42,9 +42,9 @@ impl Log {
     }
 
     /// Adds the deltas from the place `first` on that are not there yet.
-    pub(super) fn append(&mut self, run: RunId, first: u64, deltas: &[String], outbox: &mut Outbox) {
-        let known = self.length().saturating_sub(first.saturating_sub(1));
-        for delta in deltas.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)) {
+    pub(super) fn append(&mut self, run: RunId, text: &NewText, outbox: &mut Outbox) {
+        let known = self.length().saturating_sub(text.first.saturating_sub(1));
+        for delta in text.deltas.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)) {
             self.bytes += delta.len();
             let event = Event::Delta(delta.clone());
             self.events.push(if self.bytes <= LOG_BYTES { event.clone() } else { Event::Skipped });
@@ -135,7 +135,7 @@ impl KeptLogs {
 }
 
 impl State {
-    pub(super) fn append(&mut self, id: RunId, fence: Fence, first: u64, deltas: &[String]) -> Held {
+    pub(super) fn append(&mut self, id: RunId, fence: Fence, text: &NewText) -> Held {
         let Some(run) = self.runs.get_mut(&id) else {
             return if self.tombstones.contains(id) { Held::Elsewhere } else { Held::Unknown };
         };
@@ -143,7 +143,7 @@ impl State {
             return Held::Elsewhere;
         }
         if let Some(log) = &mut run.log {
-            log.append(id, first, deltas, &mut self.outbox);
+            log.append(id, text, &mut self.outbox);
         }
         Held::Done
     }

@@ -7,7 +7,10 @@ use redis::{FromRedisValue, Value};
 use super::{connect::unreachable, scripts::Invocation, together::Part};
 use crate::{
     job::{Ending, Event, Fence, FrontDoorId, Job, Logged, RunId, RunState, UnixMillis, WorkerId},
-    queue::{Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, ScopeLimits, Unreachable, Work},
+    queue::{
+        Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, NewText, RateLeft, ScopeLimits, Unreachable,
+        Work,
+    },
 };
 
 /// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
@@ -97,6 +100,28 @@ impl Part for Entering {
     }
 }
 
+/// Text of a call, as `append.lua` takes it.
+pub(super) struct Appended {
+    pub run: RunId,
+    pub fence: Fence,
+    pub text: NewText,
+}
+
+impl Part for Appended {
+    fn bytes(&self) -> usize {
+        self.text.deltas.iter().map(String::len).sum()
+    }
+
+    fn add_to(&self, step: Invocation) -> Invocation {
+        text(step.arg(self.run.to_string()).arg(self.fence.0), &self.text)
+    }
+}
+
+fn text(step: Invocation, text: &NewText) -> Invocation {
+    let step = step.arg(text.first).arg(text.deltas.len());
+    text.deltas.iter().fold(step, |step, delta| step.arg(delta))
+}
+
 /// An ending, as `stash.lua` takes it.
 pub(super) struct Stashed {
     pub run: RunId,
@@ -104,19 +129,23 @@ pub(super) struct Stashed {
     pub tokens: Option<u64>,
     pub state: RunState,
     pub bytes: Vec<u8>,
+    /// What comes before it.
+    pub text: NewText,
 }
 
 impl Part for Stashed {
     fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() + self.text.deltas.iter().map(String::len).sum::<usize>()
     }
 
     fn add_to(&self, step: Invocation) -> Invocation {
-        step.arg(self.run.to_string())
+        let step = step
+            .arg(self.run.to_string())
             .arg(self.fence.0)
             .arg(optional(self.tokens))
             .arg(self.state.as_str())
-            .arg(&self.bytes)
+            .arg(&self.bytes);
+        text(step, &self.text)
     }
 }
 

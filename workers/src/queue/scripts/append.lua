@@ -1,18 +1,21 @@
--- ARGV: id, fence, the place of the first delta, bytes of text that a log keeps, deltas. Answers 'done', 'elsewhere' or 'unknown'.
-local id, first, most = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4])
-local state, fence, log, followers, kept = read(id, 'state', 'fence', 'log', 'followers', 'kept')
-if not state then return 'unknown' end
-if fence ~= ARGV[2] or state ~= 'leased' then return 'elsewhere' end
+-- ARGV: bytes of text that a log keeps, then of every run: id, fence, the place of the first delta, how many deltas, deltas. Answers for each: 'done',
+-- 'elsewhere' or 'unknown'.
+local most = tonumber(ARGV[1])
 
-local length = redis.call('LLEN', key('events', id))
-kept = tonumber(kept) or 0
-for i = 5, #ARGV do
-  -- Those before came with a step whose answer was lost.
-  if first + i - 5 > length then
-    kept = kept + #ARGV[i]
-    local seq = redis.call('RPUSH', key('events', id), kept <= most and 'd' .. ARGV[i] or 'x')
-    tell(id, followers, seq, 'd' .. ARGV[i])
-  end
+local function append(id, of, first, deltas)
+  local state, fence, log, followers, kept = read(id, 'state', 'fence', 'log', 'followers', 'kept')
+  if not state then return is_buried(id) and 'elsewhere' or 'unknown' end
+  if fence ~= of or state ~= 'leased' then return 'elsewhere' end
+  kept = note_text(id, followers, first, kept, most, deltas)
+  redis.call('HSET', key('run', id), 'log', 'd', 'kept', whole(kept))
+  return 'done'
 end
-redis.call('HSET', key('run', id), 'log', 'd', 'kept', whole(kept))
-return 'done'
+
+local answers, at = {}, 2
+while at < #ARGV do
+  local deltas, after = text_at(at + 2)
+  answers[#answers + 1] = append(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), deltas)
+  at = after
+end
+tell_all()
+return answers

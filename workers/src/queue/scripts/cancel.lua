@@ -2,11 +2,11 @@
 -- {'signalled'} or, for a run that waits, {'waiting', its fence, a new fence, job, started, target}: nothing has changed then, and `end_waiting` ends it.
 local id, how, mark = ARGV[1], ARGV[2], ARGV[3] == '1'
 local state, fence, started, target, scope, held = read(id, 'state', 'fence', 'started', 'target', 'scope', 'held')
-if not state then return { 'unknown' } end
+if not state then return { is_buried(id) and 'finished' or 'unknown' } end
 if withdraw_run(id, scope, held) then
   state, started = 'ready', nil
 end
-if state == 'ended' or state == 'done' then return { 'finished' } end
+if state == 'ended' then return { 'finished' } end
 if state == 'leased' then
   redis.call('HSETNX', key('run', id), 'cancel', how)
   redis.call('PUBLISH', key('cancel'), id)

@@ -144,6 +144,33 @@ local function set_turn(scope, lane, account, virtual)
   end
 end
 
+-- The beginnings of the lines: read more at a time the further a claim gets into a line, and taken out together.
+local fronts = {}
+
+local function take_out(line, front)
+  if front.at > 1 then redis.call('LPOP', line, front.at - 1) end
+end
+
+-- The first run of a line, and whoever comes after it.
+local function first_two(line)
+  local front = fronts[line]
+  if not front then
+    front = { ids = {}, at = 1, size = 2 }
+    fronts[line] = front
+  end
+  if front.at >= #front.ids and not front.is_all then
+    take_out(line, front)
+    front.ids, front.at = redis.call('LRANGE', line, 0, front.size - 1), 1
+    front.is_all = #front.ids < front.size
+    front.size = 4 * front.size
+  end
+  return front.ids[front.at], front.ids[front.at + 1]
+end
+
+local function pass(line)
+  fronts[line].at = fronts[line].at + 1
+end
+
 -- The account has no run left in the line.
 local function leave_line(scope, lane, account)
   redis.call('ZREM', scope.lines[lane], account)
@@ -175,7 +202,7 @@ local function find_head(lane, scope)
     -- The account may have had turns in other scopes of the lane since.
     local own = time_of(lane, account)
     local line = key('ready', lane, scope.name, account)
-    local id, next_id = unpack(redis.call('LRANGE', line, 0, 1))
+    local id, next_id = first_two(line)
     if not id then
       leave_line(scope, lane, account)
       turns = scope.lines[lane]
@@ -197,7 +224,7 @@ local function find_head(lane, scope)
           fence = fence, attempts = attempts, limited = limited, target = target, started = started, log = log, followers = followers,
         }
       end
-      redis.call('LPOP', line)
+      pass(line)
       swept = swept + 1
       if swept >= SWEEP then return false end
     end
@@ -250,7 +277,7 @@ local left_lane, left_all, leases = {}, {}, {}
 -- Hands a run out, with everything that it takes from the limits.
 local function hand_out(head)
   local id, scope, lane = head.id, head.scope, head.lane
-  redis.call('LPOP', head.line)
+  pass(head.line)
   scope.heads[lane] = nil
   local job = redis.call('GET', key('job', id))
   if not job then
@@ -323,6 +350,7 @@ while true do
   hand_out(head)
 end
 
+for line, front in pairs(fronts) do take_out(line, front) end
 for _, scope in ipairs(busy) do
   for lane, alone in pairs(scope.alone) do
     if alone.moved then redis.call('ZADD', scope.lines[lane], 'XX', alone.virtual, alone.account) end
@@ -361,6 +389,7 @@ if #left_all > 0 then
   redis.call('ZADD', key('lease'), unpack(leases))
 end
 
+tell_all()
 set_idle(#claims < free)
 if more then wake(more.scope.name) end
 -- There is room only when nothing is left in line, and none when this worker is full.

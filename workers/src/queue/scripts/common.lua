@@ -132,9 +132,34 @@ local function send(front_door, ...)
   end
 end
 
--- Sends an ending to the front door that waits.
+-- What a step tells the front doors is gathered, and goes to each of them at once in the end, with `tell_all`.
+local news = {}
+
+local function tell(front_door, ...)
+  local parts = news[front_door]
+  if not parts then
+    news[front_door] = { ... }
+    return
+  end
+  for _, part in ipairs({ ... }) do parts[#parts + 1] = part end
+end
+
+local function tell_all()
+  for front_door, parts in pairs(news) do send(front_door, unpack(parts)) end
+end
+
+-- Tells the front door that waits of an ending.
 local function reply(front_door, ending)
-  send(front_door, 'ending', ending)
+  tell(front_door, 'ending', ending)
+end
+
+-- A run that is over leaves a tombstone for a while, which stops a late copy of it from coming back to life.
+local function bury(id, life)
+  redis.call('SET', key('done', id), 1, 'PX', life, 'NX')
+end
+
+local function is_buried(id)
+  return redis.call('EXISTS', key('done', id)) == 1
 end
 
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.

@@ -9,4 +9,5 @@ redis.call('SET', key('end', id), ending)
 redis.call('HSET', key('run', id), 'state', 'ended', 'fence', ARGV[3], 'work', 'record')
 redis.call('ZADD', key('lease'), now + tonumber(ARGV[4]), id)
 announce(id, ending, reply_to, log, followers)
+tell_all()
 return 1

@@ -12,32 +12,47 @@ local function waiting()
   return { runs = before.runs + came.waiting, bytes = before.bytes + came.bytes }
 end
 
+-- Where each run begins, and how many arguments there are up to its end; and whether none of them is known, which is how it should be.
+local runs, names = {}, {}
+do
+  local at = 1
+  while at < #ARGV do
+    local last = at + PUT_ARGS + tonumber(ARGV[at])
+    add(runs, at + 1, last)
+    add(names, key('run', ARGV[at + 1]), key('done', ARGV[at + 1]))
+    at = last + 1
+  end
+end
+local none_known = redis.call('EXISTS', unpack(names)) == 0
+
+local function is_known(id)
+  if none_known then return came.runs[id] end
+  return redis.call('EXISTS', key('run', id), key('done', id)) > 0
+end
+
 local function enqueue(at, last)
   local id, scope, deadline, flight, log, reply_to, job =
     ARGV[at], ARGV[at + 3], ARGV[at + 5], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
-  local state = read(id, 'state')
-  if state then
-    -- Known already: sent twice, or restored from the ledger in the meantime. Then only the reply address may be new.
-    if reply_to ~= '' and state ~= 'done' and redis.call('HSETNX', key('run', id), 'reply_to', reply_to) == 1 then
-      if log ~= '' then follow(id, read(id, 'followers'), reply_to) end
-      local ending = state == 'ended' and redis.call('GET', key('end', id))
-      if ending then reply(reply_to, ending) end
-    end
+  local known = is_known(id)
+  -- Sent twice, or restored from the ledger in the meantime. Then only the reply address may be new.
+  local state = known and reply_to ~= '' and read(id, 'state')
+  if state and redis.call('HSETNX', key('run', id), 'reply_to', reply_to) == 1 then
+    if log ~= '' then follow(id, read(id, 'followers'), reply_to) end
+    local ending = state == 'ended' and redis.call('GET', key('end', id))
+    if ending then reply(reply_to, ending) end
   end
 
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.
-  local is_offered = not state and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and has_room(scope)
+  local is_offered = not known and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and has_room(scope)
   local first, answer = at + PUT_ARGS, { 'yes' }
-  if last >= first then answer = admit(first, last, #job, state, not is_offered and not state and waiting() or nil) end
-  if answer[1] == 'yes' and not state then put(at, '', is_offered and take_room(scope) or nil) end
+  if last >= first then answer = admit(first, last, #job, known, not is_offered and not known and waiting() or nil) end
+  if answer[1] == 'yes' and not known then put(at, '', is_offered and take_room(scope) or nil) end
   return answer
 end
 
-local answers, at = {}, 1
-while at < #ARGV do
-  local last = at + PUT_ARGS + tonumber(ARGV[at])
-  answers[#answers + 1] = enqueue(at + 1, last)
-  at = last + 1
+local answers = {}
+for i = 1, #runs, 2 do
+  answers[#answers + 1] = enqueue(runs[i], runs[i + 1])
 end
 arrive()
 return answers

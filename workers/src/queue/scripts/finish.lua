@@ -5,25 +5,23 @@ for i = 2, #ARGV, 2 do
   local id = ARGV[i]
   local state, fence, scope, log, held, flight, outcome = read(id, 'state', 'fence', 'scope', 'log', 'held', 'flight', 'outcome')
   if not state or (fence == ARGV[i + 1] and (state == 'leased' or state == 'ended')) then
-    -- The slot of a stashed ending is free already.
-    if state == 'leased' then free_slot(id, scope, held) end
-    -- The log of a run whose ending could not be stashed has no end of its own; whoever follows finds the ending in the ledger.
-    if log then redis.call('PEXPIRE', key('events', id), LOG_TTL) end
+    if state == 'leased' then
+      -- The slot of a stashed ending is free already, and its log has the time to live of one that has ended. The log of a run whose ending could not be
+      -- stashed has no end of its own; whoever follows finds the ending in the ledger.
+      free_slot(id, scope, held)
+      if log then redis.call('PEXPIRE', key('events', id), LOG_TTL) end
+    end
     ended[#ended + 1] = id
     parts[#parts + 1] = key('run', id)
     parts[#parts + 1] = key('job', id)
     parts[#parts + 1] = key('end', id)
-    ended[id] = ARGV[i + 1]
+    bury(id, ARGV[1])
     if flight then landings[#landings + 1] = { id, flight, outcome } end
   end
 end
 if #ended == 0 then return 1 end
 redis.call('ZREM', key('lease'), unpack(ended))
 redis.call('DEL', unpack(parts))
-for _, id in ipairs(ended) do
-  redis.call('HSET', key('run', id), 'state', 'done', 'fence', ended[id])
-  redis.call('PEXPIRE', key('run', id), ARGV[1])
-end
 for _, landing in ipairs(landings) do
   land(unpack(landing))
 end

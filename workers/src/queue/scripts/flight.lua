@@ -24,7 +24,7 @@ local function wait_behind(id, lane, flight, deadline)
   if leader then
     local state, of_leader, attempts = read(leader, 'state', 'lane', 'attempts')
     local called = (tonumber(attempts) or 0) > 0 or (state ~= 'ready' and state ~= 'delayed')
-    if state and state ~= 'done' and (called or RANK[of_leader] <= RANK[lane]) then
+    if state and (called or RANK[of_leader] <= RANK[lane]) then
       local line = key('behind', flight)
       redis.call('HSET', key('run', id), 'state', 'delayed', 'ready', whole(now), 'behind', '1')
       redis.call('ZADD', key('delay'), now + LOOK_AGAIN, id)
@@ -41,7 +41,7 @@ end
 local function stays_behind(id, flight)
   local leader = redis.call('GET', key('flight', flight))
   local state = leader and read(leader, 'state')
-  if state and state ~= 'done' then
+  if state then
     redis.call('ZADD', key('delay'), now + LOOK_AGAIN, id)
     return true
   end

@@ -3,7 +3,7 @@
 local id, front_door, after, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local state, log, followers, work, attempts = read(id, 'state', 'log', 'followers', 'work', 'attempts')
 local events = key('events', id)
-if state and state ~= 'done' then
+if state then
   if state ~= 'ended' then follow(id, followers, front_door) end
   if not log then
     redis.call('HSET', key('run', id), 'log', '1')

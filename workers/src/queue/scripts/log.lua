@@ -2,14 +2,39 @@
 -- was with the run's submission. The run's field `log` says that there is one: 'd' while
 -- text is in it that counts, '1' otherwise. `followers` are the front doors that are told, separated by spaces.
 
-local function tell(id, followers, seq, event)
+local function tell_of(id, followers, seq, event)
   for front_door in string.gmatch(followers or '', '%S+') do
-    send(front_door, 'run', id, 'seq', seq, 'event', event)
+    tell(front_door, 'run', id, 'seq', whole(seq), 'event', event)
   end
 end
 
 local function note(id, followers, event)
-  tell(id, followers, redis.call('RPUSH', key('events', id), event), event)
+  tell_of(id, followers, redis.call('RPUSH', key('events', id), event), event)
+end
+
+-- Adds text to the log, up to `most` bytes of it; `kept` is how many it has. `first` is the place that the first delta should get: those whose place is
+-- taken came with a step whose answer was lost. Answers how many bytes the log has now.
+local function note_text(id, followers, first, kept, most, deltas)
+  local events, kept = key('events', id), tonumber(kept) or 0
+  local entries, length = {}, redis.call('LLEN', events)
+  for i, delta in ipairs(deltas) do
+    local seq = first + i - 1
+    if seq > length then
+      kept = kept + #delta
+      local event = 'd' .. delta
+      entries[#entries + 1] = kept <= most and event or 'x'
+      tell_of(id, followers, length + #entries, event)
+    end
+  end
+  if #entries > 0 then redis.call('RPUSH', events, unpack(entries)) end
+  return kept
+end
+
+-- Reads how a step brings text, from the place of its first delta on: the deltas, and where the next argument is.
+local function text_at(at)
+  local deltas, count = {}, tonumber(ARGV[at + 1])
+  for i = 1, count do deltas[i] = ARGV[at + 1 + i] end
+  return deltas, at + 2 + count
 end
 
 local function follows(followers, front_door)
@@ -28,17 +53,11 @@ local function mark(id, log)
   return (redis.call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
 end
 
--- The ending is the last event, for those who follow, and a message to the front door that waits. With `replies`, that is left there, to be sent
--- with others.
-local function announce(id, ending, reply_to, log, followers, replies)
+-- The ending is the last event, for those who follow, and a message to the front door that waits.
+local function announce(id, ending, reply_to, log, followers)
   if log then
     note(id, followers, 'e' .. ending)
     redis.call('PEXPIRE', key('events', id), LOG_TTL)
   end
-  if not reply_to or follows(followers, reply_to) then return end
-  if not replies then return reply(reply_to, ending) end
-  local endings = replies[reply_to] or {}
-  endings[#endings + 1] = 'ending'
-  endings[#endings + 1] = ending
-  replies[reply_to] = endings
+  if reply_to and not follows(followers, reply_to) then reply(reply_to, ending) end
 end

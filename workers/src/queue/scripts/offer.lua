@@ -45,6 +45,6 @@ local function write_rooms()
 end
 
 -- What the list holds of a run.
-local function offer(id, fence, log, job)
-  return table.concat({ id, fence, NOW, mark(id, log), job }, ' ')
+local function offer(id, fence, next_event, job)
+  return table.concat({ id, fence, NOW, next_event, job }, ' ')
 end

@@ -6,7 +6,7 @@
 local PUT_ARGS = 14
 
 -- What the runs that come together have in common is written once, by `arrive`.
-local came = { waiting = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {}, leases = {}, offers = {} }
+local came = { runs = {}, jobs = {}, waiting = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {}, leases = {}, offers = {} }
 
 local function among(groups, name)
   local group = groups[name]
@@ -15,6 +15,20 @@ local function among(groups, name)
     groups[name] = group
   end
   return group
+end
+
+local function add(group, one, other)
+  group[#group + 1] = one
+  group[#group + 1] = other
+end
+
+-- The log of a run begins anew: what an earlier one of it left is gone.
+local function begin_log(id, ...)
+  local events = key('events', id)
+  if redis.call('RPUSH', events, ...) > select('#', ...) then
+    redis.call('DEL', events)
+    redis.call('RPUSH', events, ...)
+  end
 end
 
 -- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission. With `lease`, the run is offered.
@@ -37,8 +51,12 @@ local function put(at, began, lease)
   if log ~= '' then
     set('log', '1')
     if reply_to ~= '' then set('followers', reply_to) end
-    redis.call('DEL', key('events', id))
-    redis.call('RPUSH', key('events', id), 'q' .. began)
+    if lease then
+      begin_log(id, 'q' .. began, 's1')
+      tell_of(id, reply_to, 2, 's1')
+    else
+      begin_log(id, 'q' .. began)
+    end
   end
   if lease then
     fence = next_fence(fence)
@@ -49,31 +67,30 @@ local function put(at, began, lease)
     set('held', 'o')
   end
   if fence ~= '0' then set('fence', fence) end
-  redis.call('SET', key('job', id), job)
   redis.call('HSET', key('run', id), unpack(fields))
+  came.runs[id] = true
+  add(came.jobs, key('job', id), job)
 
   if lease then
-    if log ~= '' then note(id, reply_to, 's1') end
-    table.insert(came.leases, now + lease)
-    table.insert(came.leases, id)
-    table.insert(among(came.offers, scope), offer(id, fence, log ~= '', job))
+    add(came.leases, now + lease, id)
+    -- The next event of its log is the third one.
+    add(among(came.offers, scope), offer(id, fence, log ~= '' and '3' or '', job))
     return
   end
   came.waiting = came.waiting + 1
   came.bytes = came.bytes + #job
-  table.insert(came.deadlines, deadline)
-  table.insert(came.deadlines, id)
+  add(came.deadlines, deadline, id)
   if flight ~= '' and wait_behind(id, lane, flight, tonumber(deadline)) then return end
-  table.insert(among(came.lanes, lane), NOW)
-  table.insert(among(came.lanes, lane), id)
+  add(among(came.lanes, lane), NOW, id)
   local line = among(came.lines, key('ready', lane, scope, account))
   line.lane, line.scope, line.account = lane, scope, account
-  table.insert(line, id)
+  line[#line + 1] = id
   shut_room(scope)
   came.wakes[scope] = (came.wakes[scope] or 0) + 1
 end
 
 local function arrive()
+  if #came.jobs > 0 then redis.call('MSET', unpack(came.jobs)) end
   if #came.leases > 0 then
     redis.call('ZADD', key('lease'), unpack(came.leases))
     write_rooms()
@@ -93,4 +110,5 @@ local function arrive()
       if not wake(scope) then break end
     end
   end
+  tell_all()
 end

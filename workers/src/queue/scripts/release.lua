@@ -2,7 +2,7 @@
 -- 'uncounted'. Answers 'done', 'elsewhere' or 'unknown'.
 local id, after, target, uncounted = ARGV[1], tonumber(ARGV[3]), ARGV[4], ARGV[5] == 'uncounted'
 local state, fence, work, lane, scope, account = read(id, 'state', 'fence', 'work', 'lane', 'scope', 'account')
-if not state then return 'unknown' end
+if not state then return is_buried(id) and 'elsewhere' or 'unknown' end
 if fence ~= ARGV[2] or state ~= 'leased' then return 'elsewhere' end
 
 if uncounted and work ~= 'call' then
@@ -51,4 +51,5 @@ else
   make_ready(id, lane, scope, account, since, true)
 end
 wake(scope)
+tell_all()
 return 'done'

@@ -1,15 +1,15 @@
--- ARGV: lease, life of a tombstone, then of every ending: id, fence, tokens used (or empty), state of the ended run, ending. Answers for each: 'done',
--- 'elsewhere' or 'unknown'.
-local lease, life = tonumber(ARGV[1]), ARGV[2]
-local replies = {}
+-- ARGV: lease, life of a tombstone, bytes of text that a log keeps, then of every ending: id, fence, tokens used (or empty), state of the ended run, ending,
+-- the place of the first delta that comes before it, how many deltas, deltas. Answers for each: 'done', 'elsewhere' or 'unknown'.
+local lease, life, most = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local ends = {}
 
-local function stash(id, of, used, outcome, ending)
-  local state, fence, scope, work, lane, reply_to, log, followers, held, flight =
-    read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers', 'held', 'flight')
+local function stash(id, of, used, outcome, ending, first, deltas)
+  local state, fence, scope, work, lane, reply_to, log, followers, held, flight, kept =
+    read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers', 'held', 'flight', 'kept')
   if not state then
+    if is_buried(id) then return 'elsewhere' end
     -- The queue lost its memory. The ending goes to the ledger, and until it is there nobody should restore the run.
-    redis.call('HSET', key('run', id), 'state', 'done', 'fence', of)
-    redis.call('PEXPIRE', key('run', id), life)
+    bury(id, life)
     return 'unknown'
   end
   if (state == 'ready' or state == 'delayed') and (tonumber(fence) or 0) < tonumber(of) then
@@ -24,19 +24,28 @@ local function stash(id, of, used, outcome, ending)
   if state == 'ended' then return 'done' end
   if state ~= 'leased' then return 'elsewhere' end
 
-  redis.call('SET', key('end', id), ending)
-  redis.call('HSET', key('run', id), 'state', 'ended')
+  ends[#ends + 1] = key('end', id)
+  ends[#ends + 1] = ending
   -- Those that wait behind it want to know when it is finished.
-  if flight then redis.call('HSET', key('run', id), 'outcome', outcome) end
+  if flight then
+    redis.call('HSET', key('run', id), 'state', 'ended', 'outcome', outcome)
+  else
+    redis.call('HSET', key('run', id), 'state', 'ended')
+  end
   if work == 'call' and used and has(held, 't') then settle(scope, id, fence, used) end
   free_slot(id, scope, held)
-  announce(id, ending, reply_to, log, followers, replies)
+  if log and #deltas > 0 then note_text(id, followers, first, kept, most, deltas) end
+  announce(id, ending, reply_to, log, followers)
   return 'done'
 end
 
-local answers = {}
-for i = 3, #ARGV, 5 do
-  answers[#answers + 1] = stash(ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4])
+local answers, at = {}, 4
+while at < #ARGV do
+  local deltas, after = text_at(at + 5)
+  answers[#answers + 1] =
+    stash(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5]), deltas)
+  at = after
 end
-for front_door, endings in pairs(replies) do send(front_door, unpack(endings)) end
+if #ends > 0 then redis.call('MSET', unpack(ends)) end
+tell_all()
 return answers

@@ -10,6 +10,7 @@ local redis = not set_to and real or {
     local rest = { ... }
     if command == 'PEXPIRE' or (command == 'SET' and rest[2] == 'PX') then
       local after = command == 'SET' and rest[3] or rest[1]
+      if rest[4] == 'NX' and real.call('EXISTS', first) == 1 then return false end
       if command == 'SET' then real.call('SET', first, rest[1]) end
       return real.call('ZADD', expiries, string.format('%.0f', math.floor(set_to / 1000) + after), first)
     end
