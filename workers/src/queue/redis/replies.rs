@@ -202,28 +202,30 @@ fn is_over(since: Option<Instant>, after: Duration, now: Instant) -> bool {
     since.is_none_or(|since| now.saturating_duration_since(since) >= after)
 }
 
-/// Reads a message: endings alone, or an event with its run and its place. `None` when a part of it cannot be read.
+/// Reads a message: endings, and events with their runs and places. `None` when a part of it cannot be read.
 fn add_replies(fields: &[Vec<u8>], replies: &mut Vec<Reply>) -> Option<()> {
     let mut all = Some(());
-    if let [name, run, _, seq, _, event] = fields
-        && name == b"run"
-    {
-        let logged = Logged { seq: parse(seq).ok()?, event: Event::decode(event).ok()? };
-        replies.push(Reply::Event(parse(run).ok()?, logged));
-        return all;
-    }
-    for field in fields.chunks(2) {
-        match field {
-            [name, ending]
-                if name == b"ending"
-                    && let Ok(ending) = Ending::decode(ending) =>
-            {
-                replies.push(Reply::Ended(Box::new(ending)));
+    let mut rest = fields;
+    while !rest.is_empty() {
+        let (reply, after) = match rest {
+            [name, ending, after @ ..] if name == b"ending" => {
+                (Ending::decode(ending).ok().map(|ending| Reply::Ended(Box::new(ending))), after)
             }
-            _ => all = None,
+            [name, run, _, seq, _, event, after @ ..] if name == b"run" => (event_of(run, seq, event), after),
+            _ => return None,
+        };
+        match reply {
+            Some(reply) => replies.push(reply),
+            None => all = None,
         }
+        rest = after;
     }
     all
+}
+
+fn event_of(run: &[u8], seq: &[u8], event: &[u8]) -> Option<Reply> {
+    let logged = Logged { seq: parse(seq).ok()?, event: Event::decode(event).ok()? };
+    Some(Reply::Event(parse(run).ok()?, logged))
 }
 
 /// The first id after `id`.
