@@ -138,10 +138,10 @@ local news = {}
 local function tell(front_door, ...)
   local parts = news[front_door]
   if not parts then
-    news[front_door] = { ... }
-    return
+    parts = {}
+    news[front_door] = parts
   end
-  for _, part in ipairs({ ... }) do parts[#parts + 1] = part end
+  for i = 1, select('#', ...) do parts[#parts + 1] = (select(i, ...)) end
 end
 
 local function tell_all()

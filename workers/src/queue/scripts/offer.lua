@@ -46,5 +46,5 @@ end
 
 -- What the list holds of a run.
 local function offer(id, fence, next_event, job)
-  return table.concat({ id, fence, NOW, next_event, job }, ' ')
+  return id .. ' ' .. fence .. ' ' .. NOW .. ' ' .. next_event .. ' ' .. job
 end

@@ -33,50 +33,39 @@ end
 
 -- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission. With `lease`, the run is offered.
 local function put(at, began, lease)
-  local id, account, lane, scope = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local scopes, deadline, tokens, attempts, limited, fence = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], ARGV[at + 7], ARGV[at + 8], ARGV[at + 9]
-  local flight, log, reply_to, job = ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
-  local fields = {
-    'state', lease and 'leased' or 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
-  }
-  local function set(name, value)
-    fields[#fields + 1] = name
-    fields[#fields + 1] = value
-  end
-  if scopes ~= '' then set('scopes', scopes) end
-  if attempts ~= '0' then set('attempts', attempts) end
-  if limited ~= '0' then set('limited', limited) end
-  if reply_to ~= '' then set('reply_to', reply_to) end
-  if flight ~= '' then set('flight', flight) end
+  local id, account, lane, scope, scopes, deadline, tokens, attempts, limited, fence, flight, log, reply_to, job = unpack(ARGV, at, at + PUT_ARGS - 1)
+  local run, more = key('run', id), {}
+  if scopes ~= '' then add(more, 'scopes', scopes) end
+  if reply_to ~= '' then add(more, 'reply_to', reply_to) end
+  if flight ~= '' then add(more, 'flight', flight) end
   if log ~= '' then
-    set('log', '1')
-    if reply_to ~= '' then set('followers', reply_to) end
-    if lease then
-      begin_log(id, 'q' .. began, 's1')
-      tell_of(id, reply_to, 2, 's1')
-    else
-      begin_log(id, 'q' .. began)
-    end
+    add(more, 'log', '1')
+    if reply_to ~= '' then add(more, 'followers', reply_to) end
   end
-  if lease then
-    fence = next_fence(fence)
-    set('work', 'call')
-    set('attempts', '1')
-    set('taken', NOW)
-    set('started', NOW)
-    set('held', 'o')
-  end
-  if fence ~= '0' then set('fence', fence) end
-  redis.call('HSET', key('run', id), unpack(fields))
   came.runs[id] = true
   add(came.jobs, key('job', id), job)
 
   if lease then
+    fence = next_fence(fence)
+    redis.call('HSET', run, 'state', 'leased', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
+      'fence', fence, 'work', 'call', 'attempts', '1', 'taken', NOW, 'started', NOW, 'held', 'o', unpack(more))
     add(came.leases, now + lease, id)
-    -- The next event of its log is the third one.
-    add(among(came.offers, scope), offer(id, fence, log ~= '' and '3' or '', job))
+    local next_event = ''
+    if log ~= '' then
+      begin_log(id, 'q' .. began, 's1')
+      tell_of(id, reply_to, 2, 's1')
+      next_event = '3'
+    end
+    add(among(came.offers, scope), offer(id, fence, next_event, job))
     return
   end
+
+  if attempts ~= '0' then add(more, 'attempts', attempts) end
+  if limited ~= '0' then add(more, 'limited', limited) end
+  if fence ~= '0' then add(more, 'fence', fence) end
+  if log ~= '' then begin_log(id, 'q' .. began) end
+  redis.call('HSET', run, 'state', 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
+    unpack(more))
   came.waiting = came.waiting + 1
   came.bytes = came.bytes + #job
   add(came.deadlines, deadline, id)
