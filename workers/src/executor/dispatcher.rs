@@ -143,6 +143,8 @@ impl Dispatcher {
         let (shared, free, stop) = (self.shared.clone(), self.free.len(), self.stop.clone());
         let at_most = self.claim_by.saturating_duration_since(Instant::now());
         let wait = async move {
+            // Whoever was given a run just now calls first: somebody waits for that.
+            tokio::task::yield_now().await;
             let waited = shared.queue.wait(shared.worker, free, at_most, &stop).await;
             if matches!(&waited, Ok(claims) if !claims.is_empty()) {
                 fail::fallible("claim.after").await?;
