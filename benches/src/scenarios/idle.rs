@@ -8,12 +8,21 @@ use hyper::Method;
 use tokio::time::sleep;
 
 use super::{Plan, row};
-use crate::{caller::Caller, engine::run_of, load::Seen, report::Report, target::Target};
+use crate::{
+    caller::Caller,
+    engine::run_of,
+    load::Seen,
+    report::Report,
+    target::{Subject, Target},
+};
 
 /// Long enough for every loop of an idle engine to have gone to sleep.
 const PAUSE: Duration = Duration::from_millis(25);
-/// As an event of the text looks on our streams.
+/// A stream whose pieces come one by one, as our mock provider names it.
+const SLOW_STREAM: &str = "mock-chunks-20-every-5";
+/// How text begins on our streams, and on the provider's.
 const TEXT: &[u8] = b"event: run.output_text.delta";
+const PROVIDER_TEXT: &[u8] = b"{\"content\":";
 
 pub async fn idle(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     let engines = plan.engines().await?;
@@ -40,19 +49,24 @@ pub async fn idle(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             );
             direct.get_or_insert(figures);
         }
+        let mut targets = vec![Target::provider(plan.provider(), SLOW_STREAM, true)?];
         for engine in &engines {
-            let target = Target::engine(engine, run_of("mock-chunks-20-every-5", true))?;
+            targets.push(Target::engine(engine, run_of(SLOW_STREAM, true))?);
+        }
+        let mut direct = None;
+        for target in &targets {
             let mut first_text = Seen::default();
-            let work = async || streamed_calls(plan, &target, &mut first_text).await;
-            let (mut figures, seen) = target.measured(work, None).await?;
+            let work = async || streamed_calls(plan, target, &mut first_text).await;
+            let (mut figures, seen) = target.measured(work, direct.as_ref()).await?;
             figures.remove("per_second");
             let [p50, p99] = first_text.percentiles([500, 990]);
             figures.set("first_text_p50_ms", p50);
             figures.set("first_text_p99_ms", p99);
             report.add(
-                row("idle", "stream, first piece after 5 ms".to_owned(), target.name(), round, figures, &seen),
+                row("idle", "stream, first piece after 5 ms".to_owned(), target.name(), round, figures.clone(), &seen),
                 seen.complaint.as_deref(),
             );
+            direct.get_or_insert(figures);
         }
     }
     Ok(())
@@ -80,6 +94,7 @@ async fn paused_calls(plan: &Plan, target: &Target<'_>, until_provider: &mut See
 
 /// Streams, and when the first text of each came.
 async fn streamed_calls(plan: &Plan, target: &Target<'_>, first_text: &mut Seen) -> anyhow::Result<Seen> {
+    let text = if matches!(target.subject, Subject::Provider) { PROVIDER_TEXT } else { TEXT };
     let mut caller = Caller::connect(target.endpoint.clone()).await?;
     let (mut seen, begin) = (Seen::default(), Instant::now());
     while begin.elapsed() < plan.length {
@@ -91,7 +106,7 @@ async fn streamed_calls(plan: &Plan, target: &Target<'_>, first_text: &mut Seen)
             if let Ok(data) = frame?.into_data() {
                 read.extend_from_slice(&data);
             }
-            if first.is_none() && read.windows(TEXT.len()).any(|window| window == TEXT) {
+            if first.is_none() && read.windows(text.len()).any(|window| window == text) {
                 first = Some(start.elapsed());
             }
         }
