@@ -8,6 +8,7 @@
 //! Texts are stored with the NUL character replaced by U+FFFD, because PostgreSQL has no text with a NUL.
 
 mod attempts;
+mod columns;
 mod dead;
 mod fault;
 mod group;
@@ -21,6 +22,7 @@ mod runs;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+mod upserts;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
