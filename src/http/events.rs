@@ -3,7 +3,6 @@
 use std::{mem, sync::Arc};
 
 use axum::{
-    Extension,
     extract::{Path, RawQuery, State, rejection::PathRejection},
     http::{HeaderMap, HeaderName},
     response::Response,
@@ -15,6 +14,7 @@ use workers::{
 
 use super::{
     Door, after,
+    auth::Caller,
     error::ApiError,
     event_body::{EventBody, Subject},
     headers::{self, RunFacts},
@@ -22,10 +22,7 @@ use super::{
     runs::run_id,
     sse::{self, Frame, Source},
 };
-use crate::{
-    keys::Principal,
-    run::{Followed, Streamed},
-};
+use crate::run::{Followed, Streamed};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -61,7 +58,7 @@ pub(super) fn of_new(mut streamed: Streamed) -> Response {
 )]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
