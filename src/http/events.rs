@@ -116,9 +116,7 @@ impl Source for Followed {
 /// `None` for an event that callers are not told of.
 fn frame(subject: Subject, logged: &Logged) -> Option<Frame> {
     let body = EventBody::new(subject, logged)?;
-    // Strings, numbers and maps with string keys always serialise.
-    let data = serde_json::to_vec(&body).unwrap_or_default();
-    Some(Frame { bytes: sse::event(logged.seq, body.name(), &data), last: matches!(logged.event, Event::Ended(_)) })
+    Some(Frame { bytes: sse::event(logged.seq, body.name(), &body), last: matches!(logged.event, Event::Ended(_)) })
 }
 
 #[cfg(test)]
