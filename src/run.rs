@@ -354,7 +354,7 @@ impl Started {
             if let Some(ending) = ending {
                 self.hang_up.armed = false;
                 let duration_ms = ending.finished_at.since(self.created_at);
-                return Reply::Ended { ending: Box::new(ending), duration_ms };
+                return Reply::Ended { ending, duration_ms };
             }
         }
         match self.queued.take() {

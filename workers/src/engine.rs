@@ -153,7 +153,7 @@ impl Engine {
         let waiter = self.0.waiters.register(job.id);
         let Entry { rates, cache, ending } = self.enter(job, rules, promise, Some(self.0.front_door)).await?;
         if let Some(ending) = ending {
-            self.0.waiters.end(*ending);
+            self.0.waiters.end(ending);
         }
         Ok(Accepted { rates, cache, waiter })
     }
