@@ -29,7 +29,7 @@ mod request;
 mod streamed;
 mod told;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt::Display, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use workers::{
@@ -404,12 +404,12 @@ fn later(from: Instant, by: Duration) -> Instant {
 }
 
 fn rules(principal: &Principal, limits: &LimitsConfig) -> Vec<RateRule> {
-    let rule = |name, subject: String, per_minute: Option<u32>| {
-        per_minute.map(|per_minute| RateRule { name, subject, per_minute })
+    let rule = |name, subject: &dyn Display, per_minute: Option<u32>| {
+        per_minute.map(|per_minute| RateRule { name, subject: subject.to_string(), per_minute })
     };
     [
-        rule("account", principal.account.id.to_string(), limits.account_requests_per_minute),
-        rule("key", principal.key.to_string(), limits.key_requests_per_minute),
+        rule("account", &principal.account.id, limits.account_requests_per_minute),
+        rule("key", &principal.key, limits.key_requests_per_minute),
     ]
     .into_iter()
     .flatten()
