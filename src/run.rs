@@ -154,7 +154,7 @@ impl Runner {
     ) -> Result<Begun<T>, RunError> {
         let answer = request.answer;
         let before = match &request.key {
-            Some(key) => self.engine.keyed(principal.account.id, key).await?,
+            Some(key) => Box::pin(self.engine.keyed(principal.account.id, key)).await?,
             None => None,
         };
         let known = match before {
@@ -165,7 +165,7 @@ impl Runner {
                 started => return Ok(Begun::Now(started?)),
             },
         };
-        Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)))
+        Ok(Begun::Before(Box::new(Box::pin(self.join(principal, known, answer)).await?)))
     }
 
     /// Resolve, render, and all that can be refused before the queue is asked.
@@ -360,7 +360,8 @@ impl Started {
         match self.queued.take() {
             Some(queued) if sent_away || until < self.deadline => {
                 let has_ended = self.cache == Some(CacheUse::Hit);
-                let view = if self.answer == Answer::Later && !has_ended { queued } else { self.look(queued).await };
+                let is_current = self.answer == Answer::Later && !has_ended;
+                let view = if is_current { queued } else { Box::pin(self.look(queued)).await };
                 self.hang_up.armed = false;
                 Reply::GoesOn(view)
             }

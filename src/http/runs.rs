@@ -105,7 +105,7 @@ pub(super) async fn create(
         Begun::Before(joined) => {
             let run = &joined.followed.run;
             let facts = RunFacts::new(run.id, run.prompt_version, Vec::new());
-            replayed(respond(&facts, None, preferences, joined.reply().await))
+            replayed(respond(&facts, None, preferences, Box::pin(joined.reply()).await))
         }
     })
 }

@@ -212,7 +212,7 @@ impl Engine {
         let run = job.id;
         let job = Arc::new(job);
         if let Some(result) = self.look_up(&job).await {
-            return self.answer(job, result, rules, promise).await;
+            return Box::pin(self.answer(job, result, rules, promise)).await;
         }
         let cache = job.caching.as_ref().map(|_| CacheUse::Miss);
         let admission = Admission { rules, max_depth: inner.settings.max_depth, max_bytes: inner.settings.max_bytes };

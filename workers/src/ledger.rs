@@ -270,7 +270,8 @@ impl Ledger {
     /// The result that stands for a run's call at `now`, if the run shares.
     pub async fn cached(&self, job: &Job, now: UnixMillis) -> Result<Option<CachedResult>, LedgerError> {
         match job.flight() {
-            Some(digest) => results::find(&self.store, job.account, digest, now).await,
+            // Boxed: most runs do not share, and have no use for the room that a reading needs.
+            Some(digest) => Box::pin(results::find(&self.store, job.account, digest, now)).await,
             None => Ok(None),
         }
     }
