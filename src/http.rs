@@ -1,8 +1,7 @@
 //! The front door's HTTP: it translates, and decides nothing.
 //!
-//! A request passes the shell (request id, panics, the shape of errors), then authentication (everywhere but on the health
-//! routes), then one handler that parses, calls one function of [`crate::run`], and maps its answer. The connections under it are
-//! [`serve`]'s.
+//! A request passes the shell (request id, panics, the shape of errors), then one handler that asks who calls (everywhere but on the health
+//! routes), parses, calls one function of [`crate::run`], and maps its answer. The connections under it are [`serve`]'s.
 //!
 //! Only what hyper refuses before there is a request has no JSON body: a head that is malformed (400) or too large (431, 414).
 //!
@@ -40,11 +39,8 @@ mod ws;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware::from_fn_with_state, routing::MethodRouter};
-use utoipa_axum::{
-    router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt},
-    routes,
-};
+use axum::Router;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{health::Probe, ws::Sockets};
 pub use self::{health::Readiness, openapi::document, run_body::status_of, server::serve};
@@ -80,21 +76,20 @@ struct Routes {
     reference: OpenApiRouter,
 }
 
-/// `guard` asks for a key before the handler is called.
-fn routes(guard: impl Fn(MethodRouter<Arc<Door>>) -> MethodRouter<Arc<Door>>) -> Routes {
-    let guarded = |routes: UtoipaMethodRouter<Arc<Door>>| routes.map(&guard);
+/// Those of the API ask for a key by asking who calls ([`auth::Caller`]).
+fn routes() -> Routes {
     let api = OpenApiRouter::new()
-        .routes(guarded(routes!(runs::create)))
-        .routes(guarded(routes!(list::show)))
-        .routes(guarded(routes!(runs::show)))
-        .routes(guarded(routes!(events::show)))
-        .routes(guarded(routes!(runs::cancel)))
-        .routes(guarded(routes!(batches::create)))
-        .routes(guarded(routes!(batches::show)))
-        .routes(guarded(routes!(batches::results)))
-        .routes(guarded(routes!(batches::cancel)))
-        .routes(guarded(routes!(deliveries::list)))
-        .routes(guarded(routes!(deliveries::redeliver)))
+        .routes(routes!(runs::create))
+        .routes(routes!(list::show))
+        .routes(routes!(runs::show))
+        .routes(routes!(events::show))
+        .routes(routes!(runs::cancel))
+        .routes(routes!(batches::create))
+        .routes(routes!(batches::show))
+        .routes(routes!(batches::results))
+        .routes(routes!(batches::cancel))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::redeliver))
         // Browsers cannot set its headers, so it looks for the key itself.
         .routes(routes!(ws::upgrade::open));
     Routes { api, health: health::routes(), reference: openapi::routes() }
@@ -105,10 +100,8 @@ pub fn router(front: FrontDoor) -> Router {
     let FrontDoor { keys, runner, batches, webhooks, max_body_bytes, websocket, readiness } = front;
     let sockets = Sockets::default();
     let door = Arc::new(Door { keys, runner, batches, webhooks, max_body_bytes, sockets, websocket });
-    // A wrong method is answered before the key is asked for: it tells nothing about an account.
-    let guard = |route: MethodRouter<Arc<Door>>| route.route_layer(from_fn_with_state(door.clone(), auth::require_key));
-    let Routes { api, health, reference } = routes(guard);
-    let all = api.with_state(door.clone()).merge(health.with_state(Probe::of(readiness))).merge(reference);
+    let Routes { api, health, reference } = routes();
+    let all = api.with_state(door).merge(health.with_state(Probe::of(readiness))).merge(reference);
     shell::wrap(all.into())
 }
 

@@ -28,7 +28,7 @@ impl Intake {
 
     /// Whether new runs are taken.
     pub async fn is_open(&self) -> Result<bool, StoreError> {
-        let open = async {
+        let open = async || {
             let closed_at = Entity::find_by_id(ROW).select_only().column(Column::ClosedAt);
             Ok(Some(closed_at.into_tuple::<i64>().one(&self.db).await?.is_none()))
         };

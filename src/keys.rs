@@ -144,7 +144,7 @@ impl Keys {
     /// Checks a key's text: characters first, then the cache, then the table.
     pub async fn authenticate(&self, text: &str) -> Result<Arc<Principal>, KeyError> {
         let text = KeyText::parse(text).ok_or(KeyError::Invalid)?;
-        let known = self.known.get(text.digest(), self.load(&text)).await?.ok_or(KeyError::Invalid)?;
+        let known = self.known.get(text.digest(), async || self.load(&text).await).await?.ok_or(KeyError::Invalid)?;
         let now = UnixMillis::now();
         if known.expires_at.is_some_and(|end| end <= now) {
             return Err(KeyError::Invalid);
@@ -159,8 +159,7 @@ impl Keys {
         let Some(text) = KeyText::parse(text) else { return };
         let mut changed = self.changes.subscribe();
         loop {
-            // Boxed, so that the many that wait here do not keep the room that a look-up needs.
-            let known = Box::pin(self.known.get(text.digest(), self.load(&text))).await;
+            let known = self.known.get(text.digest(), async || self.load(&text).await).await;
             let pause = match known {
                 Ok(Some(Known { expires_at: None, .. })) => None,
                 Ok(Some(Known { expires_at: Some(end), .. })) => {

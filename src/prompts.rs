@@ -154,7 +154,7 @@ impl Prompts {
         }
         let wanted = version.map_or(VersionWanted::Production, VersionWanted::Number);
         self.known
-            .get((account, name.to_owned(), version), async {
+            .get((account, name.to_owned(), version), async || {
                 let Some((prompt, version, content)) = self.read(account, name, wanted).await? else {
                     return Ok(None);
                 };

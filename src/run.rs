@@ -29,7 +29,7 @@ mod request;
 mod streamed;
 mod told;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, fmt::Display, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use workers::{
@@ -154,7 +154,7 @@ impl Runner {
     ) -> Result<Begun<T>, RunError> {
         let answer = request.answer;
         let before = match &request.key {
-            Some(key) => self.engine.keyed(principal.account.id, key).await?,
+            Some(key) => Box::pin(self.engine.keyed(principal.account.id, key)).await?,
             None => None,
         };
         let known = match before {
@@ -165,7 +165,7 @@ impl Runner {
                 started => return Ok(Begun::Now(started?)),
             },
         };
-        Ok(Begun::Before(Box::new(self.join(principal, known, answer).await?)))
+        Ok(Begun::Before(Box::new(Box::pin(self.join(principal, known, answer)).await?)))
     }
 
     /// Resolve, render, and all that can be refused before the queue is asked.
@@ -354,13 +354,14 @@ impl Started {
             if let Some(ending) = ending {
                 self.hang_up.armed = false;
                 let duration_ms = ending.finished_at.since(self.created_at);
-                return Reply::Ended { ending: Box::new(ending), duration_ms };
+                return Reply::Ended { ending, duration_ms };
             }
         }
         match self.queued.take() {
             Some(queued) if sent_away || until < self.deadline => {
                 let has_ended = self.cache == Some(CacheUse::Hit);
-                let view = if self.answer == Answer::Later && !has_ended { queued } else { self.look(queued).await };
+                let is_current = self.answer == Answer::Later && !has_ended;
+                let view = if is_current { queued } else { Box::pin(self.look(queued)).await };
                 self.hang_up.armed = false;
                 Reply::GoesOn(view)
             }
@@ -404,12 +405,12 @@ fn later(from: Instant, by: Duration) -> Instant {
 }
 
 fn rules(principal: &Principal, limits: &LimitsConfig) -> Vec<RateRule> {
-    let rule = |name, subject: String, per_minute: Option<u32>| {
-        per_minute.map(|per_minute| RateRule { name, subject, per_minute })
+    let rule = |name, subject: &dyn Display, per_minute: Option<u32>| {
+        per_minute.map(|per_minute| RateRule { name, subject: subject.to_string(), per_minute })
     };
     [
-        rule("account", principal.account.id.to_string(), limits.account_requests_per_minute),
-        rule("key", principal.key.to_string(), limits.key_requests_per_minute),
+        rule("account", &principal.account.id, limits.account_requests_per_minute),
+        rule("key", &principal.key, limits.key_requests_per_minute),
     ]
     .into_iter()
     .flatten()

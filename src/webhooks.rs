@@ -81,7 +81,7 @@ impl Webhooks {
 
     /// Whether what an account is told can be signed.
     pub async fn admit(&self, account: AccountId) -> Result<(), WebhookError> {
-        let known = self.ready.get(account, async {
+        let known = self.ready.get(account, async || {
             let secrets = self.secrets(account).await?;
             Ok(secrets.iter().any(|secret| secret.valid_until.is_none()).then_some(()))
         });

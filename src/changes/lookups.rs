@@ -63,20 +63,29 @@ where
     pub(crate) async fn get(
         &self,
         key: K,
-        load: impl Future<Output = Result<Option<V>, StoreError>>,
+        load: impl AsyncFnOnce() -> Result<Option<V>, StoreError>,
     ) -> Result<Option<V>, StoreError> {
         let Some(generation) = self.changes.generation() else {
-            return load.await;
+            return Box::pin(load()).await;
         };
         let key = (generation, key);
         if let Some(value) = self.found.get(&key).await {
             return Ok(Some(value));
         }
+        // Boxed, so that the many who find what they ask for do not carry the room that a reading of the database needs.
+        Box::pin(self.load(key, load)).await
+    }
+
+    async fn load(
+        &self,
+        key: (u64, K),
+        load: impl AsyncFnOnce() -> Result<Option<V>, StoreError>,
+    ) -> Result<Option<V>, StoreError> {
         if self.absent.contains_key(&key) {
             return Ok(None);
         }
         let load = async {
-            match load.await {
+            match load().await {
                 Ok(Some(value)) => Ok(value),
                 Ok(None) => Err(Nothing::Absent),
                 Err(error) => Err(Nothing::Failed(error)),
@@ -131,7 +140,7 @@ mod tests {
     async fn ask(lookups: &Lookups<&'static str, u32>, database: Option<u32>) -> (Option<u32>, bool) {
         let loads = AtomicU32::new(0);
         let answer = lookups
-            .get("key", async {
+            .get("key", async || {
                 loads.fetch_add(1, Ordering::Relaxed);
                 Ok(database)
             })
@@ -161,7 +170,7 @@ mod tests {
         tokio::time::advance(TRUST).await;
         assert_eq!(ask(&lookups, Some(2)).await, (Some(2), true));
         let gone = StoreError::Refused("gone".into());
-        assert!(lookups.get("key", async { Err(gone) }).await.is_err());
+        assert!(lookups.get("key", async || { Err(gone) }).await.is_err());
         // Readings work again, and nothing changed meanwhile.
         changes.trust();
         assert_eq!(ask(&lookups, Some(3)).await, (Some(1), false));
@@ -177,7 +186,7 @@ mod tests {
             let lookups = lookups.clone();
             async move {
                 lookups
-                    .get("key", async {
+                    .get("key", async || {
                         started.send(()).unwrap();
                         may_finish.await.unwrap();
                         Ok(Some(1))

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, HeaderName, StatusCode, header},
-    middleware::Next,
-    response::Response,
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderName, StatusCode, header, request::Parts},
 };
 
 use super::{Door, error::ApiError};
@@ -17,16 +15,16 @@ use crate::{
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Lets a request with a good key pass, with its `Arc<Principal>` as an extension.
-pub(super) async fn require_key(
-    State(door): State<Arc<Door>>,
-    mut request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    let key = credentials(request.headers())?;
-    let principal = authenticate(&door.keys, key).await?;
-    request.extensions_mut().insert(principal);
-    Ok(next.run(request).await)
+/// Who makes a request. A handler that asks for it, before anything else of the request, is called for those with a good key only.
+pub(super) struct Caller(pub Arc<Principal>);
+
+impl FromRequestParts<Arc<Door>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, door: &Arc<Door>) -> Result<Self, ApiError> {
+        let key = credentials(&parts.headers)?;
+        authenticate(&door.keys, key).await.map(Self)
+    }
 }
 
 pub(super) async fn authenticate(keys: &Keys, key: &str) -> Result<Arc<Principal>, ApiError> {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Extension, Json,
+    Json,
     body::{Body, Bytes},
     extract::{Path, RawQuery, Request, State, rejection::PathRejection},
     http::{HeaderValue, StatusCode, header},
@@ -17,15 +17,13 @@ use tokio::time::timeout;
 
 use super::{
     Door, after,
+    auth::Caller,
     batch_body::{BatchBody, LineBody},
     body,
     error::ApiError,
     headers, idempotency,
 };
-use crate::{
-    batches::{BatchError, BatchId, BatchState, BatchView, Receiving, Results},
-    keys::Principal,
-};
+use crate::batches::{BatchError, BatchId, BatchState, BatchView, Receiving, Results};
 
 /// How long a body may be silent.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -51,7 +49,7 @@ const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 )]
 pub(super) async fn create(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, mut body) = request.into_parts();
@@ -103,7 +101,7 @@ async fn receive(mut receiving: Receiving, body: &mut Body) -> Result<BatchView,
 )]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let view = door.batches.find(principal.account.id, batch_id(id)?).await?;
@@ -126,7 +124,7 @@ pub(super) async fn show(
 )]
 pub(super) async fn cancel(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let view = door.batches.cancel(principal.account.id, batch_id(id)?).await?;
@@ -156,7 +154,7 @@ pub(super) async fn cancel(
 )]
 pub(super) async fn results(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Json,
+    Json,
     extract::{Path, State, rejection::PathRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -15,8 +15,8 @@ use workers::{
     ledger::{Delivery, Redelivery, Try},
 };
 
-use super::{Door, error::ApiError, run_body::rfc3339, runs::run_id};
-use crate::{keys::Principal, run::RunError};
+use super::{Door, auth::Caller, error::ApiError, run_body::rfc3339, runs::run_id};
+use crate::run::RunError;
 
 /// A run ends once, so that it is told once.
 const MAX_DELIVERIES: u64 = 10;
@@ -109,7 +109,7 @@ fn attempt(made: &Try) -> AttemptBody<'_> {
 )]
 pub(super) async fn list(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let (account, run) = (principal.account.id, run_id(id)?);
@@ -140,7 +140,7 @@ pub(super) async fn list(
 )]
 pub(super) async fn redeliver(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let unknown = || ApiError::new(StatusCode::NOT_FOUND, "delivery_not_found", "The delivery was not found");

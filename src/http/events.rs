@@ -3,7 +3,6 @@
 use std::{mem, sync::Arc};
 
 use axum::{
-    Extension,
     extract::{Path, RawQuery, State, rejection::PathRejection},
     http::{HeaderMap, HeaderName},
     response::Response,
@@ -15,6 +14,7 @@ use workers::{
 
 use super::{
     Door, after,
+    auth::Caller,
     error::ApiError,
     event_body::{EventBody, Subject},
     headers::{self, RunFacts},
@@ -22,10 +22,7 @@ use super::{
     runs::run_id,
     sse::{self, Frame, Source},
 };
-use crate::{
-    keys::Principal,
-    run::{Followed, Streamed},
-};
+use crate::run::{Followed, Streamed};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -61,7 +58,7 @@ pub(super) fn of_new(mut streamed: Streamed) -> Response {
 )]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -119,9 +116,7 @@ impl Source for Followed {
 /// `None` for an event that callers are not told of.
 fn frame(subject: Subject, logged: &Logged) -> Option<Frame> {
     let body = EventBody::new(subject, logged)?;
-    // Strings, numbers and maps with string keys always serialise.
-    let data = serde_json::to_vec(&body).unwrap_or_default();
-    Some(Frame { bytes: sse::event(logged.seq, body.name(), &data), last: matches!(logged.event, Event::Ended(_)) })
+    Some(Frame { bytes: sse::event(logged.seq, body.name(), &body), last: matches!(logged.event, Event::Ended(_)) })
 }
 
 #[cfg(test)]

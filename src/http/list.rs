@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, str::FromStr, sync::Arc};
 
 use axum::{
-    Extension, Json,
+    Json,
     extract::{Query, State, rejection::QueryRejection},
     http::StatusCode,
     response::{IntoResponse, Response},
@@ -17,8 +17,7 @@ use workers::{
     ledger::RunFilter,
 };
 
-use super::{Door, error::ApiError, openapi::schemas, run_body::RunBody};
-use crate::keys::Principal;
+use super::{Door, auth::Caller, error::ApiError, openapi::schemas, run_body::RunBody};
 
 const DEFAULT_LIMIT: usize = 20;
 const MAX_LIMIT: usize = 100;
@@ -78,7 +77,7 @@ struct Parameters {
 )]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Ok(Query(pairs)) = query else { return Err(ApiError::plain(StatusCode::BAD_REQUEST)) };

@@ -4,9 +4,10 @@
 //! not know. They say what is their own: parameters, bodies, the statuses that they answer with codes of their own, and the names of headers. What holds for
 //! all is put in here: the shape of errors, the statuses that anything with a key may answer, what each header means.
 //!
-//! A new route: `#[utoipa::path(…)]` above its handler, whose bodies derive `ToSchema`; `.routes(guarded(routes!(…)))` in
+//! A new route: `#[utoipa::path(…)]` above its handler, whose bodies derive `ToSchema`; `.routes(routes!(…))` in
 //! [`routes`](super::routes); a line in `headers.rs` for a header that is new; then `cargo run -- openapi > docs/openapi.json`. A status from 400 on needs
-//! no body here, and 401, 500 and 503 need not be written when they have no codes of their own. A route without a key says `security(())`.
+//! no body here, and 401, 500 and 503 need not be written when they have no codes of their own. A handler that asks for no
+//! [`Caller`](super::auth::Caller), and so for no key, says `security(())`.
 
 mod headers;
 mod html;
@@ -86,8 +87,7 @@ impl Modify for Keys {
 
 /// The document of every route of a front door.
 pub fn document() -> utoipa::openapi::OpenApi {
-    // What guards a route does not describe it.
-    let super::Routes { api, health, reference } = super::routes(|route| route);
+    let super::Routes { api, health, reference } = super::routes();
     let mut document = Frame::openapi();
     for routes in [api.into_openapi(), health.into_openapi(), reference.into_openapi()] {
         document.merge(routes);

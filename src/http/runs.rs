@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use axum::{
-    Extension, Json,
+    Json,
     extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -14,7 +14,9 @@ use workers::{
 };
 
 use super::{
-    Door, body,
+    Door,
+    auth::Caller,
+    body,
     error::ApiError,
     events,
     headers::{self, RunFacts},
@@ -23,10 +25,7 @@ use super::{
     prefer::{PREFERENCE_APPLIED, Preferences},
     run_body::{ResultBody, RunBody, UsageBody},
 };
-use crate::{
-    keys::Principal,
-    run::{Answer, Begun, Reply, RunError, RunRequest, failure_of},
-};
+use crate::run::{Answer, Begun, Reply, RunError, RunRequest, failure_of};
 
 /// Starts a run and answers with its ending, or with where to look for it.
 ///
@@ -78,7 +77,7 @@ use crate::{
 )]
 pub(super) async fn create(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
@@ -106,7 +105,7 @@ pub(super) async fn create(
         Begun::Before(joined) => {
             let run = &joined.followed.run;
             let facts = RunFacts::new(run.id, run.prompt_version, Vec::new());
-            replayed(respond(&facts, None, preferences, joined.reply().await))
+            replayed(respond(&facts, None, preferences, Box::pin(joined.reply()).await))
         }
     })
 }
@@ -155,7 +154,7 @@ fn replayed(mut response: Response) -> Response {
 )]
 pub(super) async fn show(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let view = door.runner.find(principal.account.id, run_id(id)?).await?;
@@ -180,7 +179,7 @@ pub(super) async fn show(
 )]
 pub(super) async fn cancel(
     State(door): State<Arc<Door>>,
-    Extension(principal): Extension<Arc<Principal>>,
+    Caller(principal): Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let (account, run) = (principal.account.id, run_id(id)?);

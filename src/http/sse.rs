@@ -8,6 +8,7 @@ use axum::{
     response::Response,
 };
 use futures::stream::unfold;
+use serde::Serialize;
 use tokio::time::{Instant, sleep_until};
 
 /// A silent stream says this often that it is alive, so that no proxy closes it.
@@ -29,10 +30,13 @@ pub(super) struct Frame {
     pub last: bool,
 }
 
-/// Writes one event. `data` is one line: JSON has no line breaks of its own.
-pub(super) fn event(seq: u64, name: &str, data: &[u8]) -> Vec<u8> {
-    let head = format!("id: {seq}\nevent: {name}\ndata: ");
-    [head.as_bytes(), data, b"\n\n"].concat()
+/// Writes one event. Its data is one line: JSON has no line breaks of its own.
+pub(super) fn event(seq: u64, name: &str, data: &impl Serialize) -> Vec<u8> {
+    let mut event = format!("id: {seq}\nevent: {name}\ndata: ").into_bytes();
+    // Strings, numbers and maps with string keys always serialise, and memory takes all bytes.
+    let _ = serde_json::to_writer(&mut event, data);
+    event.extend_from_slice(b"\n\n");
+    event
 }
 
 /// A response whose body is what `source` has to tell. A client that leaves drops it.
@@ -77,6 +81,7 @@ impl<S: Source> Writing<S> {
 #[cfg(test)]
 mod tests {
     use futures::StreamExt;
+    use serde_json::json;
 
     use super::*;
 
@@ -87,13 +92,14 @@ mod tests {
         async fn next(&mut self) -> Option<Frame> {
             tokio::time::sleep_until(Instant::now() + Duration::from_secs(40)).await;
             self.0 = true;
-            Some(Frame { bytes: event(1, "run.cancelled", b"{}"), last: true })
+            Some(Frame { bytes: event(1, "run.cancelled", &json!({})), last: true })
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_ends_with_done() {
-        let mut body = response(Told(vec![event(1, "a", b"{}"), event(2, "b", b"{}")])).into_body().into_data_stream();
+        let mut body =
+            response(Told(vec![event(1, "a", &json!({})), event(2, "b", &json!({}))])).into_body().into_data_stream();
         let mut text = Vec::new();
         while let Some(bytes) = body.next().await {
             text.extend_from_slice(&bytes.unwrap());

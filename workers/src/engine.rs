@@ -153,7 +153,7 @@ impl Engine {
         let waiter = self.0.waiters.register(job.id);
         let Entry { rates, cache, ending } = self.enter(job, rules, promise, Some(self.0.front_door)).await?;
         if let Some(ending) = ending {
-            self.0.waiters.end(*ending);
+            self.0.waiters.end(ending);
         }
         Ok(Accepted { rates, cache, waiter })
     }
@@ -212,7 +212,7 @@ impl Engine {
         let run = job.id;
         let job = Arc::new(job);
         if let Some(result) = self.look_up(&job).await {
-            return self.answer(job, result, rules, promise).await;
+            return Box::pin(self.answer(job, result, rules, promise)).await;
         }
         let cache = job.caching.as_ref().map(|_| CacheUse::Miss);
         let admission = Admission { rules, max_depth: inner.settings.max_depth, max_bytes: inner.settings.max_bytes };

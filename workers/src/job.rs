@@ -258,13 +258,18 @@ impl Usage {
 #[error("a queued message has a format that this version cannot read")]
 pub struct Unreadable(#[source] pub Option<serde_json::Error>);
 
+/// Most messages have no more bytes than this, so that writing one moves nothing.
+const USUAL_BYTES: usize = 1024;
+
 macro_rules! wire {
     ($name:ident) => {
         impl $name {
             /// The bytes that cross the queue.
             pub fn encode(&self) -> Vec<u8> {
+                let mut bytes = Vec::with_capacity(USUAL_BYTES);
                 // Strings, numbers and maps with string keys always serialise.
-                serde_json::to_vec(self).unwrap_or_default()
+                let _ = serde_json::to_writer(&mut bytes, self);
+                bytes
             }
 
             pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {

@@ -8,6 +8,7 @@
 //! Texts are stored with the NUL character replaced by U+FFFD, because PostgreSQL has no text with a NUL.
 
 mod attempts;
+mod columns;
 mod dead;
 mod fault;
 mod group;
@@ -21,6 +22,7 @@ mod runs;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+mod upserts;
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -268,7 +270,8 @@ impl Ledger {
     /// The result that stands for a run's call at `now`, if the run shares.
     pub async fn cached(&self, job: &Job, now: UnixMillis) -> Result<Option<CachedResult>, LedgerError> {
         match job.flight() {
-            Some(digest) => results::find(&self.store, job.account, digest, now).await,
+            // Boxed: most runs do not share, and have no use for the room that a reading needs.
+            Some(digest) => Box::pin(results::find(&self.store, job.account, digest, now)).await,
             None => Ok(None),
         }
     }

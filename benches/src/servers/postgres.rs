@@ -62,8 +62,9 @@ pub struct SqlCounts {
 
 const COUNTS: &str = "SELECT \
     (SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements) AS statements, \
-    (SELECT coalesce(sum(rows), 0)::float8 FROM pg_stat_statements WHERE query ~* '^\\s*(insert|update|delete)') AS written, \
-    (SELECT coalesce(sum(rows), 0)::float8 FROM pg_stat_statements WHERE query ~* '^\\s*(select|with)') AS read, \
+    (SELECT coalesce(sum(rows), 0)::float8 FROM pg_stat_statements \
+        WHERE query ~* '^\\s*(with .*\\) *)?(insert|update|delete) ') AS written, \
+    (SELECT coalesce(sum(rows), 0)::float8 FROM pg_stat_statements WHERE query ~* '^\\s*select') AS read, \
     pg_snapshot_xmax(pg_current_snapshot())::text::float8 AS transactions, \
     pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8 AS wal";
 

@@ -103,7 +103,7 @@ impl Engine {
             return Ok(None);
         }
         let fence = ending.fence;
-        self.0.waiters.end(ending);
+        self.0.waiters.end(Box::new(ending));
         Ok(Some(fence))
     }
 }

@@ -92,11 +92,12 @@ impl Events {
                 self.ended = matches!(logged.event, Event::Ended(_));
                 return Some(logged);
             }
-            // What news asks for is kept until it is done, because this call may be dropped at any time.
+            // What news asks for is kept until it is done, because this call may be dropped at any time. Looking is boxed, so that those who read
+            // live events, which are nearly all, do not carry the room that a look into the ledger needs.
             if self.heard.is_some() {
-                self.end().await;
+                Box::pin(self.end()).await;
             } else if self.must_look {
-                if let Err(error) = self.look().await {
+                if let Err(error) = Box::pin(self.look()).await {
                     tracing::debug!(run = %self.run, %error, "the log of a run cannot be read yet");
                     sleep(PAUSE).await;
                 }

@@ -46,7 +46,7 @@ struct Waiting {
 
 /// What somebody who waits is told.
 enum Told {
-    Ending(oneshot::Sender<Ending>),
+    Ending(oneshot::Sender<Box<Ending>>),
     Events(Inbox),
 }
 
@@ -71,14 +71,14 @@ impl Drop for Registration {
 
 /// The ending to come. Dropping it stops waiting, and changes nothing about the run.
 pub struct Waiter {
-    ending: oneshot::Receiver<Ending>,
+    ending: oneshot::Receiver<Box<Ending>>,
     _registration: Registration,
 }
 
 impl Waiter {
     /// The ending of the run. Pending for as long as the run is; bound it with the run's deadline. To be awaited until it answers,
     /// once; a call that was dropped before that may be repeated.
-    pub async fn ending(&mut self) -> Ending {
+    pub async fn ending(&mut self) -> Box<Ending> {
         match (&mut self.ending).await {
             Ok(ending) => ending,
             // The sender goes only with the whole engine: there is nothing left to wait for.
@@ -119,32 +119,28 @@ impl Waiters {
         waiting
     }
 
-    pub fn end(&self, ending: Ending) {
-        let waiting = self.take(ending.run);
-        for waiting in waiting {
-            match waiting.told {
-                // A waiter that left in this moment needs no ending.
-                Told::Ending(sender) => drop(sender.send(ending.clone())),
-                Told::Events(inbox) => inbox.end(Box::new(ending.clone())),
-            }
-        }
+    pub fn end(&self, ending: Box<Ending>) {
+        for_each_with(self.take(ending.run), ending, |waiting, ending| match waiting.told {
+            // A waiter that left in this moment needs no ending.
+            Told::Ending(sender) => drop(sender.send(ending)),
+            Told::Events(inbox) => inbox.end(ending),
+        });
     }
 
-    fn happened(&self, run: RunId, logged: Logged) {
-        if let Event::Ended(ending) = &logged.event {
+    fn happened(&self, run: RunId, Logged { seq, event }: Logged) {
+        match event {
             // Those who follow find it in their inbox, with its number; the others need the ending only.
-            let waiting = self.take(run);
-            for waiting in waiting {
-                match waiting.told {
-                    Told::Ending(sender) => drop(sender.send((**ending).clone())),
-                    Told::Events(inbox) => inbox.push(logged.clone()),
-                }
-            }
-            return;
-        }
-        for waiting in self.lock().get(&run).into_iter().flatten() {
-            if let Told::Events(inbox) = &waiting.told {
-                inbox.push(logged.clone());
+            Event::Ended(ending) => for_each_with(self.take(run), ending, |waiting, ending| match waiting.told {
+                Told::Ending(sender) => drop(sender.send(ending)),
+                Told::Events(inbox) => inbox.push(Logged { seq, event: Event::Ended(ending) }),
+            }),
+            event => {
+                let waiting = self.lock();
+                let inboxes = waiting.get(&run).into_iter().flatten().filter_map(|waiting| match &waiting.told {
+                    Told::Events(inbox) => Some(inbox),
+                    Told::Ending(_) => None,
+                });
+                for_each_with(inboxes, event, |inbox, event| inbox.push(Logged { seq, event }));
             }
         }
     }
@@ -172,13 +168,24 @@ impl Waiters {
     }
 }
 
+/// Does something for each with a value of its own; the only one, or the last, gets the value itself.
+fn for_each_with<I, V: Clone>(each: impl IntoIterator<Item = I>, value: V, mut tell: impl FnMut(I, V)) {
+    let mut each = each.into_iter().peekable();
+    while let Some(one) = each.next() {
+        if each.peek().is_none() {
+            return tell(one, value);
+        }
+        tell(one, value.clone());
+    }
+}
+
 /// Hands endings to their waiters as they are sent.
 pub(super) async fn listen(waiters: Arc<Waiters>, mut replies: mpsc::Receiver<Reply>) {
     while let Some(reply) = replies.recv().await {
         match reply {
             Reply::Ended(ending) => {
                 fail::point("reply.before").await;
-                waiters.end(*ending);
+                waiters.end(ending);
                 fail::point("reply.after").await;
             }
             Reply::Event(run, logged) => waiters.happened(run, logged),
@@ -197,7 +204,7 @@ pub(super) async fn sweep(waiters: Arc<Waiters>, ledger: Ledger, stop: Cancellat
         };
         for runs in waiters.since_before(overdue).chunks(PAGE) {
             match ledger.endings(runs).await {
-                Ok(endings) => endings.into_iter().for_each(|ending| waiters.end(ending)),
+                Ok(endings) => endings.into_iter().for_each(|ending| waiters.end(Box::new(ending))),
                 Err(error) => tracing::debug!(%error, "outstanding runs cannot be looked up"),
             }
         }

@@ -282,7 +282,8 @@ pub(super) async fn give_back(shared: &Shared, claim: &Claim, how: Release) -> D
 pub(super) async fn record_attempt(shared: &Shared, claim: &Claim, attempt: Attempt) {
     let batch = [(claim.job.id, attempt)];
     loop {
-        match fail::around("attempt", shared.ledger.record_attempts(&batch)).await {
+        // Boxed: the attempts of most runs are recorded with their endings, and their tasks have no use for this room.
+        match fail::around("attempt", Box::pin(shared.ledger.record_attempts(&batch))).await {
             Ok(()) => return,
             Err(error @ (LedgerError::Unreachable(_) | LedgerError::Full(_)))
                 if shared.queue.now() < claim.job.deadline =>

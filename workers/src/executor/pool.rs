@@ -134,9 +134,9 @@ impl Pool {
     }
 
     fn give_up_overdue(&mut self) {
-        let self_abort = self_abort_of(self.lease);
+        let (now, self_abort) = (Instant::now(), self_abort_of(self.lease));
         self.leases.retain(|run, lease| {
-            let overdue = lease.renewed.elapsed() >= self_abort;
+            let overdue = now.saturating_duration_since(lease.renewed) >= self_abort;
             if overdue {
                 tracing::warn!(%run, "a lease could not be renewed in time; the run is given up");
                 lease.stop.stop(StopReason::LeaseLost);

@@ -1,8 +1,16 @@
 //! The table `attempts`, and a call on its way into it and out of it.
 
-use sea_orm::{ActiveValue::Set, entity::prelude::*};
+use sea_orm::{
+    entity::prelude::*,
+    sqlx::{error::BoxDynError, postgres::PgArguments},
+};
 
-use super::{LedgerError, runs::Texts, signed, storable, unreadable, unsigned};
+use super::{
+    LedgerError,
+    columns::{Columns, Filled},
+    runs::Texts,
+    signed, storable, unreadable, unsigned,
+};
 use crate::job::{Attempt, Fence, RunId, UnixMillis, Usage, WorkerId};
 
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
@@ -49,24 +57,45 @@ pub(super) const CALL_COLUMNS: [Column; 13] = [
     Column::CostNanoUsd,
 ];
 
-pub(super) fn row(run: RunId, attempt: &Attempt, texts: Texts) -> ActiveModel {
-    ActiveModel {
-        run: Set(run.0),
-        fence: Set(attempt.fence.0),
-        number: Set(attempt.number),
-        provider: Set(storable(&attempt.provider)),
-        model: Set(storable(&attempt.model)),
-        worker: Set(attempt.worker.0),
-        started_at: Set(attempt.started_at.0),
-        duration_ms: Set(signed(attempt.duration_ms)),
-        first_token_ms: Set(attempt.first_token_ms.map(signed)),
-        outcome: Set(attempt.outcome.as_str().to_owned()),
-        status: Set(attempt.status.map(i32::from)),
-        detail: Set(attempt.detail.as_ref().filter(|_| texts == Texts::Kept).map(|text| storable(text))),
-        input_tokens: Set(attempt.usage.input_tokens.map(signed)),
-        output_tokens: Set(attempt.usage.output_tokens.map(signed)),
-        cost_nano_usd: Set(attempt.cost_nano_usd),
+pub(super) fn row(run: RunId, attempt: &Attempt, texts: Texts) -> Model {
+    Model {
+        run: run.0,
+        fence: attempt.fence.0,
+        number: attempt.number,
+        provider: storable(&attempt.provider),
+        model: storable(&attempt.model),
+        worker: attempt.worker.0,
+        started_at: attempt.started_at.0,
+        duration_ms: signed(attempt.duration_ms),
+        first_token_ms: attempt.first_token_ms.map(signed),
+        outcome: attempt.outcome.as_str().to_owned(),
+        status: attempt.status.map(i32::from),
+        detail: attempt.detail.as_ref().filter(|_| texts == Texts::Kept).map(|text| storable(text)),
+        input_tokens: attempt.usage.input_tokens.map(signed),
+        output_tokens: attempt.usage.output_tokens.map(signed),
+        cost_nano_usd: attempt.cost_nano_usd,
     }
+}
+
+/// Makes parameters of whole rows.
+pub(super) fn fill(parameters: &mut PgArguments, rows: &[Model]) -> Result<Filled<Column>, BoxDynError> {
+    let mut columns = Columns::new(parameters);
+    columns.fill(Column::Run, rows.iter().map(|row| row.run))?;
+    columns.fill(Column::Fence, rows.iter().map(|row| row.fence))?;
+    columns.fill(Column::Number, rows.iter().map(|row| row.number))?;
+    columns.fill(Column::Provider, rows.iter().map(|row| &row.provider))?;
+    columns.fill(Column::Model, rows.iter().map(|row| &row.model))?;
+    columns.fill(Column::Worker, rows.iter().map(|row| row.worker))?;
+    columns.fill(Column::StartedAt, rows.iter().map(|row| row.started_at))?;
+    columns.fill(Column::DurationMs, rows.iter().map(|row| row.duration_ms))?;
+    columns.fill(Column::FirstTokenMs, rows.iter().map(|row| row.first_token_ms))?;
+    columns.fill(Column::Outcome, rows.iter().map(|row| &row.outcome))?;
+    columns.fill(Column::Status, rows.iter().map(|row| row.status))?;
+    columns.fill(Column::Detail, rows.iter().map(|row| row.detail.as_deref()))?;
+    columns.fill(Column::InputTokens, rows.iter().map(|row| row.input_tokens))?;
+    columns.fill(Column::OutputTokens, rows.iter().map(|row| row.output_tokens))?;
+    columns.fill(Column::CostNanoUsd, rows.iter().map(|row| row.cost_nano_usd))?;
+    Ok(columns.filled())
 }
 
 impl Model {

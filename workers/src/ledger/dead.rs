@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sea_orm::{
-    ActiveValue::Set, Condition, DbErr, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect,
+    Condition, DbErr, EntityTrait, FromQueryResult, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect,
     entity::prelude::*, sea_query::SimpleExpr,
 };
 
@@ -90,8 +90,8 @@ async fn requeue_once(store: &Store, dead: RunId, job: &Job) -> Result<bool, DbE
         // It was looked after before; perhaps by this very step, whose answer was lost.
         return Ok(Entity::find_by_id(job.id.0).count(&transaction).await? > 0);
     }
-    let row = runs::ActiveModel { requeued_from: Set(Some(dead.0)), ..runs::queued(job) };
-    Entity::insert(row).exec_without_returning(&transaction).await?;
+    let row = runs::Model { requeued_from: Some(dead.0), ..runs::queued(job) };
+    Entity::insert(row.into_active_model()).exec_without_returning(&transaction).await?;
     transaction.commit().await?;
     Ok(true)
 }

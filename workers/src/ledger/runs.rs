@@ -1,9 +1,16 @@
 //! The table `runs`, and a run on its way into it and out of it.
 
-use sea_orm::{ActiveValue::Set, entity::prelude::*};
+use sea_orm::{
+    entity::prelude::*,
+    sqlx::{error::BoxDynError, postgres::PgArguments},
+};
 use serde::Serialize;
 
-use super::{LedgerError, RunRecord, signed, storable, unreadable};
+use super::{
+    LedgerError, RunRecord,
+    columns::{Columns, Filled},
+    signed, storable, unreadable,
+};
 use crate::job::{
     AccountId, Attempt, CacheUse, Ending, Failure, Fence, Job, Outcome, RunId, RunState, UnixMillis, Usage,
     WIRE_VERSION,
@@ -83,13 +90,9 @@ pub(super) enum Texts {
 }
 
 /// The row of a run that waits.
-pub(super) fn queued(job: &Job) -> ActiveModel {
-    ActiveModel {
-        job: Set(encoded(job)),
-        fence: Set(0),
-        attempt_count: Set(0),
-        ..accepted(job, RunState::Queued, job.targets.first().map_or("", |target| &target.model))
-    }
+pub(super) fn queued(job: &Job) -> Model {
+    let model = job.targets.first().map_or("", |target| &target.model);
+    Model { job: encoded(job), ..accepted(job, RunState::Queued, model) }
 }
 
 /// JSON escapes what a text column could not hold.
@@ -98,7 +101,7 @@ fn encoded(job: &Job) -> Option<String> {
 }
 
 /// The whole row of a run that has ended.
-pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> ActiveModel {
+pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> Model {
     let attempt = ending.attempt.as_ref();
     let usage = ending.usage();
     let keep = job.keep_content && texts == Texts::Kept;
@@ -107,49 +110,105 @@ pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> ActiveModel {
         Outcome::Failed(failure) => (None, None, Some(failure)),
         Outcome::Cancelled | Outcome::Expired => (None, None, None),
     };
-    ActiveModel {
-        provider: Set(attempt.map(|attempt| storable(&attempt.provider))),
+    Model {
+        provider: attempt.map(|attempt| storable(&attempt.provider)),
         // A dead run keeps its job, so that an operator can start it again.
-        job: Set(failure.filter(|failure| failure.is_poison()).and_then(|_| encoded(job))),
-        started_at: Set(ending.started_at.map(|at| at.0)),
-        finished_at: Set(Some(ending.finished_at.0)),
-        queue_ms: Set(Some(signed(ending.queue_ms))),
-        first_token_ms: Set(attempt.and_then(|attempt| attempt.first_token_ms).map(signed)),
-        fence: Set(ending.fence.0),
-        attempt_count: Set(attempt.map_or(0, |attempt| attempt.number)),
-        input: Set(keep.then(|| input_of(job))),
-        output: Set(output.filter(|_| keep).map(|text| storable(text))),
-        finish_reason: Set(finish_reason.filter(|_| texts == Texts::Kept).map(|text| storable(text))),
-        error_code: Set(failure.map(|failure| storable(&failure.code))),
-        error_message: Set(failure.map(|failure| storable(&failure.message))),
-        error_retryable: Set(failure.map(|failure| failure.retryable)),
-        input_tokens: Set(usage.input_tokens.map(signed)),
-        output_tokens: Set(usage.output_tokens.map(signed)),
-        cost_nano_usd: Set(ending.cost_nano_usd()),
-        cache: Set(ending.cache.map(|cache| cache.as_str().to_owned())),
+        job: failure.filter(|failure| failure.is_poison()).and_then(|_| encoded(job)),
+        started_at: ending.started_at.map(|at| at.0),
+        finished_at: Some(ending.finished_at.0),
+        queue_ms: Some(signed(ending.queue_ms)),
+        first_token_ms: attempt.and_then(|attempt| attempt.first_token_ms).map(signed),
+        fence: ending.fence.0,
+        attempt_count: attempt.map_or(0, |attempt| attempt.number),
+        input: keep.then(|| input_of(job)),
+        output: output.filter(|_| keep).map(|text| storable(text)),
+        finish_reason: finish_reason.filter(|_| texts == Texts::Kept).map(|text| storable(text)),
+        error_code: failure.map(|failure| storable(&failure.code)),
+        error_message: failure.map(|failure| storable(&failure.message)),
+        error_retryable: failure.map(|failure| failure.retryable),
+        input_tokens: usage.input_tokens.map(signed),
+        output_tokens: usage.output_tokens.map(signed),
+        cost_nano_usd: ending.cost_nano_usd(),
+        cache: ending.cache.map(|cache| cache.as_str().to_owned()),
         ..accepted(job, ending.outcome.state(), &ending.model)
     }
 }
 
 /// What is known of a run from the start.
-fn accepted(job: &Job, state: RunState, model: &str) -> ActiveModel {
-    ActiveModel {
-        id: Set(job.id.0),
-        account: Set(job.account.0),
-        api_key: Set(job.key.map(|key| key.0)),
-        prompt: Set(job.prompt.0),
-        prompt_name: Set(storable(&job.prompt_name)),
-        prompt_version: Set(job.prompt_version),
-        lane: Set(job.lane.as_str().to_owned()),
-        state: Set(state.as_str().to_owned()),
-        model: Set(storable(model)),
+fn accepted(job: &Job, state: RunState, model: &str) -> Model {
+    Model {
+        id: job.id.0,
+        account: job.account.0,
+        api_key: job.key.map(|key| key.0),
+        prompt: job.prompt.0,
+        prompt_name: storable(&job.prompt_name),
+        prompt_version: job.prompt_version,
+        lane: job.lane.as_str().to_owned(),
+        state: state.as_str().to_owned(),
+        model: storable(model),
+        provider: None,
+        job: None,
         // A map of strings always serialises.
-        metadata: Set(serde_json::to_string(&job.metadata).unwrap_or_else(|_| "{}".to_owned())),
-        stream: Set(job.stream),
-        created_at: Set(job.created_at.0),
-        deadline: Set(job.deadline.0),
-        ..<ActiveModel as ActiveModelTrait>::default()
+        metadata: serde_json::to_string(&job.metadata).unwrap_or_else(|_| "{}".to_owned()),
+        stream: job.stream,
+        created_at: job.created_at.0,
+        deadline: job.deadline.0,
+        started_at: None,
+        finished_at: None,
+        queue_ms: None,
+        first_token_ms: None,
+        fence: 0,
+        attempt_count: 0,
+        input: None,
+        output: None,
+        finish_reason: None,
+        error_code: None,
+        error_message: None,
+        error_retryable: None,
+        input_tokens: None,
+        output_tokens: None,
+        cost_nano_usd: None,
+        requeued_from: None,
+        cache: None,
     }
+}
+
+/// Makes parameters of whole rows.
+pub(super) fn fill(parameters: &mut PgArguments, rows: &[Model]) -> Result<Filled<Column>, BoxDynError> {
+    let mut columns = Columns::new(parameters);
+    columns.fill(Column::Id, rows.iter().map(|row| row.id))?;
+    columns.fill(Column::Account, rows.iter().map(|row| row.account))?;
+    columns.fill(Column::ApiKey, rows.iter().map(|row| row.api_key))?;
+    columns.fill(Column::Prompt, rows.iter().map(|row| row.prompt))?;
+    columns.fill(Column::PromptName, rows.iter().map(|row| &row.prompt_name))?;
+    columns.fill(Column::PromptVersion, rows.iter().map(|row| row.prompt_version))?;
+    columns.fill(Column::Lane, rows.iter().map(|row| &row.lane))?;
+    columns.fill(Column::State, rows.iter().map(|row| &row.state))?;
+    columns.fill(Column::Model, rows.iter().map(|row| &row.model))?;
+    columns.fill(Column::Provider, rows.iter().map(|row| row.provider.as_deref()))?;
+    columns.fill(Column::Job, rows.iter().map(|row| row.job.as_deref()))?;
+    columns.fill(Column::Metadata, rows.iter().map(|row| &row.metadata))?;
+    columns.fill(Column::Stream, rows.iter().map(|row| row.stream))?;
+    columns.fill(Column::CreatedAt, rows.iter().map(|row| row.created_at))?;
+    columns.fill(Column::Deadline, rows.iter().map(|row| row.deadline))?;
+    columns.fill(Column::StartedAt, rows.iter().map(|row| row.started_at))?;
+    columns.fill(Column::FinishedAt, rows.iter().map(|row| row.finished_at))?;
+    columns.fill(Column::QueueMs, rows.iter().map(|row| row.queue_ms))?;
+    columns.fill(Column::FirstTokenMs, rows.iter().map(|row| row.first_token_ms))?;
+    columns.fill(Column::Fence, rows.iter().map(|row| row.fence))?;
+    columns.fill(Column::AttemptCount, rows.iter().map(|row| row.attempt_count))?;
+    columns.fill(Column::Input, rows.iter().map(|row| row.input.as_deref()))?;
+    columns.fill(Column::Output, rows.iter().map(|row| row.output.as_deref()))?;
+    columns.fill(Column::FinishReason, rows.iter().map(|row| row.finish_reason.as_deref()))?;
+    columns.fill(Column::ErrorCode, rows.iter().map(|row| row.error_code.as_deref()))?;
+    columns.fill(Column::ErrorMessage, rows.iter().map(|row| row.error_message.as_deref()))?;
+    columns.fill(Column::ErrorRetryable, rows.iter().map(|row| row.error_retryable))?;
+    columns.fill(Column::InputTokens, rows.iter().map(|row| row.input_tokens))?;
+    columns.fill(Column::OutputTokens, rows.iter().map(|row| row.output_tokens))?;
+    columns.fill(Column::CostNanoUsd, rows.iter().map(|row| row.cost_nano_usd))?;
+    columns.fill(Column::RequeuedFrom, rows.iter().map(|row| row.requeued_from))?;
+    columns.fill(Column::Cache, rows.iter().map(|row| row.cache.as_deref()))?;
+    Ok(columns.filled())
 }
 
 fn input_of(job: &Job) -> String {

@@ -14,23 +14,22 @@ use std::{
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, EntityTrait, ExprTrait, QueryFilter,
-    QueryResult, QueryTrait, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    QueryResult, RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
     entity::prelude::*,
-    sea_query::{CommonTableExpression, InsertStatement, OnConflict, Query, WithClause},
+    sqlx::{self, error::BoxDynError},
 };
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
-    Accepted, Entered, Fault, LedgerStats, Settled,
-    attempts::{self, CALL_COLUMNS},
-    idempotency, outbox, results,
-    runs::{self, ENDING_COLUMNS, Texts},
+    Accepted, Entered, Fault, LedgerStats, Settled, attempts, idempotency, outbox, results,
+    runs::{self, Texts},
+    upserts,
 };
 use crate::job::{Attempt, AttemptOutcome, Ending, Fence, Job, RunId};
 
 /// How long PostgreSQL may take to answer: a server that was stopped in the middle keeps its connections open and says nothing.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Rows of one statement, at most: 256 rows of `runs` have 7680 parameters, and SQLite takes 32766 (PostgreSQL 65535).
+/// Rows of one statement, at most: 256 rows of `runs` have 8192 parameters, and SQLite takes 32766 (PostgreSQL 65535).
 const MAX_ROWS: usize = 256;
 
 /// The connection, and the right to write.
@@ -96,11 +95,16 @@ impl Store {
     ) -> Result<(), DbErr> {
         let mut jobs: Vec<&Job> = jobs.collect();
         jobs.sort_unstable_by_key(|job| job.id);
+        if transaction.is_none() && self.db.get_database_backend() == DbBackend::Postgres {
+            let rows: Vec<_> = jobs.into_iter().map(runs::queued).collect();
+            let (text, parameters) = upserts::queued_arrays(&rows).map_err(not_encoded)?;
+            sqlx::query_with(text, parameters).execute(self.postgres()).await.map_err(not_executed)?;
+            return Ok(());
+        }
         let inserts: Vec<Statement> = statements(&jobs)
             .map(|jobs| {
-                runs::Entity::insert_many(jobs.iter().map(|job| runs::queued(job)))
-                    .on_conflict(OnConflict::column(runs::Column::Id).do_nothing().to_owned())
-                    .build(self.db.get_database_backend())
+                let insert = upserts::queued(jobs.iter().map(|job| runs::queued(job)));
+                self.db.get_database_backend().build(&insert)
             })
             .collect();
         if let Some(transaction) = transaction {
@@ -131,8 +135,8 @@ impl Store {
     async fn settle_once(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Result<Vec<Settled>, DbErr> {
         let calls = batch.iter().filter_map(|(job, ending)| Some((job.id, ending.attempt.as_ref()?)));
         let mut settled = vec![Settled::AlreadyEnded; batch.len()];
-        if let Some(upsert) = self.in_one_statement(batch, texts) {
-            let won = ids(self.db.query_all_raw(upsert).await?)?;
+        if let Some(round) = self.for_one_statement(batch) {
+            let won = self.settle_in_one(&round, texts).await?;
             for (settled, _) in settled.iter_mut().zip(batch).filter(|(_, (job, _))| won.contains(&job.id.0)) {
                 *settled = Settled::Won;
             }
@@ -166,22 +170,30 @@ impl Store {
         Ok(settled)
     }
 
-    /// The whole batch as one statement, which is a transaction without the round trips of one: where the database can do that, and when there
-    /// is nothing to write but a row and an attempt for each run.
-    fn in_one_statement(&self, batch: &[(Arc<Job>, Arc<Ending>)], texts: Texts) -> Option<Statement> {
+    /// A batch that one statement can write, which is a transaction without the round trips of one: where the database can do that, and when
+    /// there is nothing to write but a row and an attempt for each run.
+    fn for_one_statement<'a>(&self, batch: &'a [(Arc<Job>, Arc<Ending>)]) -> Option<Vec<Entry<'a>>> {
         let is_plain = |(job, _): &(Arc<Job>, Arc<Ending>)| job.webhook_url.is_none() && job.caching.is_none();
-        if self.db.get_database_backend() != DbBackend::Postgres
-            || statement_size(batch.len()) != batch.len()
-            || !batch.iter().all(is_plain)
-        {
+        if self.db.get_database_backend() != DbBackend::Postgres || !batch.iter().all(is_plain) {
             return None;
         }
         let [round] = <[_; 1]>::try_from(rounds(batch)).ok()?;
-        let calls: Option<Vec<_>> =
-            round.iter().map(|(_, job, ending)| Some((job.id, ending.attempt.as_ref()?))).collect();
-        let calls = CommonTableExpression::new().query(attempts_upsert(&calls?, texts)).table_name("calls").to_owned();
-        let upsert = endings_upsert(&round, texts).with(WithClause::new().cte(calls).to_owned());
-        Some(self.db.get_database_backend().build(&upsert))
+        Some(round)
+    }
+
+    /// Answers with the runs that it ended.
+    async fn settle_in_one(&self, round: &[Entry<'_>], texts: Texts) -> Result<HashSet<Uuid>, DbErr> {
+        let calls = round.iter().filter_map(|(_, job, ending)| Some((job.id, ending.attempt.as_ref()?)));
+        let calls: Vec<_> = calls.map(|(run, attempt)| attempts::row(run, attempt, texts)).collect();
+        let runs: Vec<_> = round.iter().map(|(_, job, ending)| runs::ended(job, ending, texts)).collect();
+        let (text, parameters) = upserts::endings_with_calls(&runs, &calls).map_err(not_encoded)?;
+        let won = sqlx::query_scalar_with(text, parameters).fetch_all(self.postgres()).await;
+        Ok(won.map_err(not_executed)?.into_iter().collect())
+    }
+
+    /// Of a database that is PostgreSQL.
+    fn postgres(&self) -> &sqlx::PgPool {
+        self.db.get_postgres_connection_pool()
     }
 
     /// Answers with the runs that this statement ended.
@@ -191,7 +203,7 @@ impl Store {
         entries: &[Entry<'_>],
         texts: Texts,
     ) -> Result<HashSet<Uuid>, DbErr> {
-        let upsert = endings_upsert(entries, texts);
+        let upsert = upserts::endings(entries.iter().map(|(_, job, ending)| runs::ended(job, ending, texts)));
         ids(transaction.query_all_raw(self.db.get_database_backend().build(&upsert)).await?)
     }
 
@@ -236,7 +248,8 @@ impl Store {
         }
         let unique: Vec<(RunId, &Attempt)> = unique.into_iter().map(|((run, _), attempt)| (run, attempt)).collect();
         for calls in statements(&unique) {
-            let upsert = attempts_upsert(calls, texts);
+            let rows = calls.iter().map(|(run, attempt)| attempts::row(*run, attempt, texts));
+            let upsert = upserts::calls(rows);
             transaction.execute_raw(self.db.get_database_backend().build(&upsert)).await?;
         }
         Ok(())
@@ -278,7 +291,7 @@ impl Store {
     /// Connections that the pool may hold open.
     fn pooled(&self) -> u32 {
         match self.db.get_database_backend() {
-            DbBackend::Postgres => self.db.get_postgres_connection_pool().options().get_max_connections(),
+            DbBackend::Postgres => self.postgres().options().get_max_connections(),
             _ => 1,
         }
     }
@@ -293,37 +306,12 @@ impl Store {
     }
 }
 
-/// Ends runs, and returns the ids of those that it ended.
-fn endings_upsert(entries: &[Entry<'_>], texts: Texts) -> InsertStatement {
-    use runs::{Column, Entity};
-    let rows = entries.iter().map(|(_, job, ending)| runs::ended(job, ending, texts));
-    let on_conflict = OnConflict::column(Column::Id)
-        .update_columns(ENDING_COLUMNS)
-        .value(Column::StartedAt, Expr::cust("COALESCE(runs.started_at, excluded.started_at)"))
-        .value(
-            Column::AttemptCount,
-            Expr::cust(
-                "CASE WHEN excluded.attempt_count > runs.attempt_count \
-                 THEN excluded.attempt_count ELSE runs.attempt_count END",
-            ),
-        )
-        .action_and_where(Expr::cust("runs.finished_at IS NULL AND runs.fence <= excluded.fence"))
-        .to_owned();
-    let mut upsert = Entity::insert_many(rows).on_conflict(on_conflict).into_query();
-    upsert.returning(Query::returning().column(Column::Id));
-    upsert
+fn not_encoded(error: BoxDynError) -> DbErr {
+    not_executed(sqlx::Error::Encode(error))
 }
 
-fn attempts_upsert(calls: &[(RunId, &Attempt)], texts: Texts) -> InsertStatement {
-    use attempts::{Column, Entity};
-    let lost = AttemptOutcome::WorkerLost.as_str();
-    let on_conflict = OnConflict::columns([Column::Run, Column::Fence])
-        .update_columns(CALL_COLUMNS)
-        .action_and_where(ExprTrait::eq(Expr::col((Entity, Column::Outcome)), lost))
-        .action_and_where(Expr::cust("excluded.outcome <> attempts.outcome"))
-        .to_owned();
-    let rows = calls.iter().map(|(run, attempt)| attempts::row(*run, attempt, texts));
-    Entity::insert_many(rows).on_conflict(on_conflict).into_query()
+fn not_executed(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
 fn ids(rows: Vec<QueryResult>) -> Result<HashSet<Uuid>, DbErr> {

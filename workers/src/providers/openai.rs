@@ -28,6 +28,8 @@ use crate::job::UnixMillis;
 const ERROR_BYTES: usize = 64 * 1024;
 const ERROR_PATIENCE: Duration = Duration::from_secs(2);
 
+const JSON: &str = "application/json";
+
 /// A server that speaks Chat Completions.
 pub struct OpenAi {
     settings: ProviderSettings,
@@ -135,12 +137,12 @@ impl Provider for OpenAi {
     async fn call(&self, call: Call<'_>, sink: &mut dyn DeltaSink) -> Result<Completion, CallError> {
         let access = self.access.as_ref().map_err(Clone::clone)?;
         let patience = Patience::start(&self.settings, &call)?;
-        let accept = if call.stream { "text/event-stream" } else { "application/json" };
+        let accept = if call.stream { "text/event-stream" } else { JSON };
         let mut request = access
             .client
             .post(self.url.clone())
-            .header(CONTENT_TYPE, "application/json")
-            .header(ACCEPT, accept)
+            .header(CONTENT_TYPE, HeaderValue::from_static(JSON))
+            .header(ACCEPT, HeaderValue::from_static(accept))
             .body(wire::request(&call, self.dialect));
         if let Some((name, value)) = &access.key {
             request = request.header(name, value);
