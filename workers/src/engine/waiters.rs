@@ -172,7 +172,7 @@ impl Waiters {
     }
 }
 
-/// Hands endings to their waiters as they are sent.
+/// Hands endings to their waiters as they are sent. It waits for nobody: what is sent meanwhile gathers before it.
 pub(super) async fn listen(waiters: Arc<Waiters>, mut replies: mpsc::Receiver<Reply>) {
     while let Some(reply) = replies.recv().await {
         match reply {

@@ -240,7 +240,8 @@ async fn the_operator_reads_what_is_wrong_and_no_password() {
 async fn a_user_that_may_not_ask_about_the_server_may_still_use_it() {
     let server = Server::start().await;
     let connect = async |user: &str, forbidden: &[&str]| {
-        let words = [&["ACL", "SETUSER", user, "on", ">right", "~{q:*", "&{q:*", "+@all"], forbidden].concat();
+        let words =
+            [&["ACL", "SETUSER", user, "on", ">right", "~{q:test}*", "&{q:test}:*", "+@all"], forbidden].concat();
         server.command::<()>(&words).await;
         let url = Secret::new(format!("redis://{user}:right@127.0.0.1:{}", server.port));
         let queue = RedisQueue::connect(RedisSettings { url, ..server.settings() }).await.unwrap();

@@ -5,13 +5,13 @@ use std::net::Ipv4Addr;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use super::*;
 use crate::job::{Event, Logged};
 
-/// `send`, as the steps say it. Every third argument but the first, a number, is the place of an event.
+/// `send`, as the steps say it: of what is told, the place of an event is a number.
 static SEND: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(
         "#!lua\n",
@@ -86,13 +86,13 @@ async fn what_one_step_tells_is_one_message_and_in_order() {
     let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
     queue.put(&job()).await;
     let ending = ending(&queue.claim_one(worker).await, worker);
-    let long = "é".repeat(40_000);
-    let texts = ["", "\0\r\n", "ending", "\u{80}", &long[..32], &long[..256], &long];
+    let texts = ["\0\r\n", "ending", "\u{80}"].map(str::to_owned).into_iter();
+    let texts: Vec<_> = texts.chain([0, 30, 31, 254, 255, 65_534, 65_535].map(|bytes| "a".repeat(bytes))).collect();
     let seqs = [1, 127, 128, 65_535, 65_536, u64::from(u32::MAX) + 1, 1 << 53];
     let expected: Vec<_> = (0..300)
         .map(|index| {
             let logged =
-                Logged { seq: seqs[index % seqs.len()], event: Event::Delta(texts[index % texts.len()].into()) };
+                Logged { seq: seqs[index % seqs.len()], event: Event::Delta(texts[index % texts.len()].clone()) };
             (RunId::new(), logged)
         })
         .collect();
@@ -147,28 +147,58 @@ async fn nothing_is_left_in_redis_of_a_front_door_and_what_it_was_told() {
     assert_eq!(keys, Vec::<String>::new());
 }
 
-/// A way to a server that leads to another one from some moment on, for connections that are made then.
+/// A way to a server. What is done to it holds for the connections of then, or for those that are made from then on.
 struct Way {
     port: u16,
-    leads_to: tokio::sync::watch::Sender<u16>,
+    leads_to: watch::Sender<u16>,
+    falls_silent: watch::Sender<()>,
 }
 
 impl Way {
     async fn to(server: &Server) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (leads_to, target) = tokio::sync::watch::channel(server.port);
+        let (leads_to, target) = watch::channel(server.port);
+        let (falls_silent, mut silence) = watch::channel(());
         tokio::spawn(async move {
             while let Ok((mut from, _)) = listener.accept().await {
                 let target = *target.borrow();
+                silence.borrow_and_update();
+                let mut silence = silence.clone();
                 tokio::spawn(async move {
                     let mut to = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await.unwrap();
-                    let _ = copy_bidirectional(&mut from, &mut to).await;
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut from, &mut to) => {}
+                        // Both ends stay open.
+                        Ok(()) = silence.changed() => std::future::pending().await,
+                    }
                 });
             }
         });
-        Self { port, leads_to }
+        Self { port, leads_to, falls_silent }
     }
+
+    async fn queue(&self, server: &Server) -> RedisQueue {
+        let url = Secret::new(format!("redis://127.0.0.1:{}", self.port));
+        RedisQueue::connect(RedisSettings { url, ..server.settings() }).await.unwrap()
+    }
+}
+
+/// The server knows nothing of it: for it, somebody listens.
+#[tokio::test]
+async fn a_connection_that_says_nothing_any_more_is_given_up() {
+    let server = Server::start().await;
+    let way = Way::to(&server).await;
+    let queue = way.queue(&server).await;
+    let front_door = FrontDoorId::new();
+    let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
+    way.falls_silent.send(()).unwrap();
+    assert!(matches!(soon(replies.recv()).await, Some(Reply::Resumed)));
+    // Steps have found out, too.
+    eventually(async || queue.ping().await.ok()).await;
+    let ended = queue.end_one(front_door).await;
+    let Reply::Ended(heard) = told(&mut replies).await else { panic!("an ending was sent") };
+    assert_eq!(*heard, ended);
 }
 
 /// A server that was replaced may keep its subscribers, and answers their pings. Nobody publishes there any more.
@@ -176,8 +206,7 @@ impl Way {
 async fn a_front_door_follows_the_steps_to_another_server() {
     let (old, new) = (Server::start().await, Server::start().await);
     let way = Way::to(&old).await;
-    let url = Secret::new(format!("redis://127.0.0.1:{}", way.port));
-    let queue = RedisQueue::connect(RedisSettings { url, ..old.settings() }).await.unwrap();
+    let queue = way.queue(&old).await;
     let front_door = FrontDoorId::new();
     let mut replies = queue.replies(front_door, CancellationToken::new()).await.unwrap();
     way.leads_to.send(new.port).unwrap();
