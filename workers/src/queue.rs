@@ -172,7 +172,8 @@ pub enum Reply {
     Ended(Box<Ending>),
     /// Something happened to a run that this front door follows. The ending of such a run comes as its last event, and only so.
     Event(RunId, Logged),
-    /// The connection was broken, or the queue lost its memory: endings may have been missed, ask for what is outstanding.
+    /// Messages may have been missed, because the connection was broken, the queue lost its memory, or one could not be read: ask for what is
+    /// outstanding.
     Resumed,
 }
 
@@ -284,7 +285,8 @@ pub trait Queue: Send + Sync + 'static {
     /// finished.
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable>;
 
-    /// Starts to receive the endings that are sent to a front door. They stop with the token.
+    /// Starts to receive what is sent to a front door from now on. It stops with the token. Each message comes once at most, and
+    /// [`Reply::Resumed`] after any that may have been missed.
     async fn replies(
         &self,
         front_door: FrontDoorId,

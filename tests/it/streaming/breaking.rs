@@ -240,3 +240,28 @@ async fn a_stream_is_whole_when_redis_was_away() {
     assert_eq!(app.ended(1, &run, PATIENCE).await["state"], "succeeded");
     invariants::hold(&app, &[run]).await;
 }
+
+/// Nothing is lost with a message: the log and the ledger have it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_door_that_hears_nothing_tells_its_callers_all_the_same() {
+    let app = app(Mode::Distributed).await;
+    let redis = app.redis.as_ref().unwrap();
+    let listening = || redis.cli(&["PUBSUB", "CHANNELS", "{q:default}:reply:*"]).split_whitespace().count();
+    let all = listening();
+    let gate = Gate::new();
+    let (mut stream, mut events) = begun(&app, &greeting(), &gate).await;
+    let run = stream.run();
+    // Nobody can subscribe again.
+    redis.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
+    assert_ne!(redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).trim(), "0");
+    gate.open();
+    events.extend(stream.rest().await);
+    check_whole(&events, &run, 0);
+    assert_eq!(text(&events), "one two");
+    let answer = app.post(&greeting()).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(listening(), 0);
+    redis.cli(&["ACL", "SETUSER", "default", "+subscribe"]);
+    eventually("they subscribe", async || listening() == all).await;
+    invariants::hold(&app, &[run]).await;
+}

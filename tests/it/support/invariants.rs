@@ -142,7 +142,7 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
         }
         "requests" | "calls" | "tokens" | "amounts" => expires("a minute's window"),
         "events" => expires("the log of a run that has ended"),
-        "idle" | "wake" | "reply" => expires("a worker's or front door's key"),
+        "idle" | "wake" => expires("a worker's key"),
         "paused" | "forgot" => expires("a pause"),
         "virtual" | "scopes" | "epoch" => None,
         _ if ttl == -2 => None,

@@ -179,7 +179,7 @@ fn for_each_with<I, V: Clone>(each: impl IntoIterator<Item = I>, value: V, mut t
     }
 }
 
-/// Hands endings to their waiters as they are sent.
+/// Hands endings to their waiters as they are sent. It waits for nobody: what is sent meanwhile gathers before it.
 pub(super) async fn listen(waiters: Arc<Waiters>, mut replies: mpsc::Receiver<Reply>) {
     while let Some(reply) = replies.recv().await {
         match reply {

@@ -27,15 +27,20 @@
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
 //! they block on it, and on `offers:<scope>`, which holds runs that were leased as they came and that nobody has taken yet (`offer.lua`). How many more may be, until when,
-//! and with which lease is in `meta`: `room` and `room:<scope>`, `open` and `lease`. `reply:<front door>` is a stream of endings and events, read and trimmed by that front door alone. `cancel` is the channel on
-//! which cancellations of leased runs are published. `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
+//! and with which lease is in `meta`: `room` and `room:<scope>`, `open` and `lease`. `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
 //! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
+//!
+//! # Channels
+//!
+//! They have the same prefix; nothing of them is kept. On `reply:<front door>` the endings and events are published that this front door waits for
+//! (`replies.rs`), on `cancel` the cancellations of leased runs, for all workers. A user of Redis with rights of its own needs those to the keys
+//! and to the channels of its pool.
 //!
 //! # Time
 //!
 //! Every moment is one of Redis's clock, the deadlines of runs too. A process knows that clock as its own monotonic clock and an offset that it
-//! measured (`clock.rs`): when it connects, and about once a second with the reads of its reply stream, which cost no round trip for it.
+//! measured (`clock.rs`): when it connects, and every other second.
 //! Nobody's wall clock is asked, so none can be wrong.
 //!
 //! When the clock of Redis itself is set, the processes follow it. What was written down by the old clock is then read by the new one: set
@@ -46,8 +51,10 @@ mod claim;
 mod clock;
 mod connect;
 mod lines;
+mod message;
 mod replies;
 mod scripts;
+mod subscription;
 #[cfg(test)]
 mod tests;
 mod together;
@@ -373,8 +380,8 @@ impl Queue for RedisQueue {
         front_door: FrontDoorId,
         stop: CancellationToken,
     ) -> Result<mpsc::Receiver<Reply>, Unreachable> {
-        let stream = self.key(&format!("reply:{front_door}"));
-        replies::listen(self.connections.clone(), self.clock.clone(), stream, self.key("epoch"), stop).await
+        let channel = self.key(&format!("reply:{front_door}"));
+        replies::listen(self.connections.clone(), self.clock.clone(), channel, &self.key("epoch"), stop).await
     }
 
     async fn cancellations(&self, stop: CancellationToken) -> Result<mpsc::Receiver<RunId>, Unreachable> {

@@ -1,18 +1,16 @@
 //! Cancellations: of runs that wait, which end at once, and of leased ones, which are published to all workers.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures::StreamExt;
-use redis::RedisError;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     RedisQueue,
-    connect::{Connections, unreachable},
-    millis,
-    replies::Backoff,
-    scripts, wire,
+    connect::Connections,
+    millis, scripts,
+    subscription::{self, Subscription},
+    wire,
 };
 use crate::{
     job::{Fence, Job, Outcome, RunId, RunState, UnixMillis},
@@ -23,10 +21,6 @@ use crate::{
 const CANCEL_TRIES: usize = 100;
 /// Messages that the worker has not taken yet. More are dropped: its heartbeats tell it too.
 const CHANNEL: usize = 1024;
-/// A channel that is silent for this long is asked whether it is alive.
-const SILENCE: Duration = Duration::from_secs(5);
-/// How long it has to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 impl RedisQueue {
     /// Ends a run that waits; whoever has it otherwise is told.
@@ -77,61 +71,22 @@ pub(super) async fn listen(
     channel: String,
     stop: CancellationToken,
 ) -> Result<mpsc::Receiver<RunId>, Unreachable> {
-    let first = subscribe(&connections, &channel).await.map_err(unreachable)?;
+    let subscription = Subscription::open(connections, channel, "cancellations").await?;
     let (send, receive) = mpsc::channel(CHANNEL);
-    tokio::spawn(async move {
-        let gone = send.clone();
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = gone.closed() => {}
-            () = relay(&connections, &channel, first, send) => {}
-        }
-    });
+    subscription::spawn(relay(subscription, send.clone()), send, stop);
     Ok(receive)
 }
 
-type Subscription = (redis::aio::PubSubSink, redis::aio::PubSubStream);
-
-async fn subscribe(connections: &Connections, channel: &str) -> Result<Subscription, RedisError> {
-    let mut pubsub = connections.pubsub().await?;
-    timeout(ANSWER_WITHIN, pubsub.subscribe(channel)).await.map_err(|_| timed_out())??;
-    Ok(pubsub.split())
-}
-
-async fn relay(connections: &Connections, channel: &str, first: Subscription, send: mpsc::Sender<RunId>) {
-    let mut subscription = Some(first);
-    let mut backoff = Backoff::default();
+async fn relay(mut subscription: Subscription, send: mpsc::Sender<RunId>) {
     loop {
-        let Some(open) = &mut subscription else {
-            backoff.pause().await;
-            subscription = subscribe(connections, channel).await.ok();
+        let Some(message) = subscription.hear().await else {
+            subscription.renew().await;
             continue;
         };
-        backoff = Backoff::default();
-        if let Err(error) = hear(open, &send).await {
-            tracing::warn!(%error, "lost the connection that brings cancellations; connecting again");
-            subscription = None;
+        if let Ok(run) = wire::parse(message.get_payload_bytes())
+            && send.try_send(run).is_err()
+        {
+            tracing::debug!(%run, "a cancellation is left to the heartbeat");
         }
     }
-}
-
-/// Passes one message on, or finds that the channel is only silent.
-async fn hear((sink, stream): &mut Subscription, send: &mpsc::Sender<RunId>) -> Result<(), RedisError> {
-    match timeout(SILENCE, stream.next()).await {
-        Ok(Some(message)) => {
-            let run = message.get_payload::<String>()?.parse::<RunId>();
-            if let Ok(run) = run
-                && send.try_send(run).is_err()
-            {
-                tracing::debug!(%run, "a cancellation is left to the heartbeat");
-            }
-            Ok(())
-        }
-        Ok(None) => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
-        Err(_silent) => timeout(ANSWER_WITHIN, sink.ping()).await.map_err(|_| timed_out())?,
-    }
-}
-
-fn timed_out() -> RedisError {
-    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }

@@ -4,18 +4,13 @@
 //! its answer was here. An offset within the bounds is as good as any, so it stays; one outside is moved to the nearer bound. That follows
 //! the drift of the two clocks, mends a first sample that was slow, and is not disturbed by later ones that are.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redis::{FromRedisValue, ParsingError, Value};
 use tokio::time::Instant;
 
 use crate::job::UnixMillis;
 
-/// How long a sample is good enough: clocks that differ by 100 parts in a million drift apart by a tenth of a millisecond.
-const FRESH: Duration = Duration::from_secs(1);
 /// A step, in microseconds, that an operator should hear of: leases and deadlines move by as much.
 const NOTABLE: u64 = 1_000_000;
 
@@ -30,91 +25,55 @@ impl FromRedisValue for Shown {
     }
 }
 
-/// Two readings of Redis's clock, one after the other, between two moments of this process.
+/// A reading of Redis's clock, between two moments of this process.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     pub asked: Instant,
-    pub before: Shown,
-    pub after: Shown,
+    pub shown: Shown,
     pub answered: Instant,
-}
-
-impl Sample {
-    /// A single reading.
-    pub fn once(asked: Instant, shown: Shown, answered: Instant) -> Self {
-        Self { asked, before: shown, after: shown, answered }
-    }
 }
 
 pub(super) struct Clock {
     /// Where the monotonic clock counts from.
     base: Instant,
-    known: Mutex<Known>,
-}
-
-struct Known {
     /// What Redis's clock showed at the base, in microseconds.
-    offset: i64,
-    since: Instant,
+    offset: Mutex<i64>,
 }
 
 impl Clock {
     pub fn new(first: Sample) -> Self {
-        let bounds = Bounds::of(first, first.asked);
-        Self { base: first.asked, known: Mutex::new(Known { offset: bounds.middle(), since: first.answered }) }
+        let (least, most) = bounds(first, first.asked);
+        Self { base: first.asked, offset: Mutex::new(i64::midpoint(least, most)) }
     }
 
     pub fn now(&self) -> UnixMillis {
         let elapsed = micros(self.base, Instant::now());
-        UnixMillis::from_micros(self.known().offset.saturating_add(elapsed))
-    }
-
-    /// Whether it is time for another sample.
-    pub fn is_stale(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.known().since) >= FRESH
+        UnixMillis::from_micros(self.offset().saturating_add(elapsed))
     }
 
     pub fn learn(&self, sample: Sample) {
-        let mut known = self.known();
-        let offset = Bounds::of(sample, self.base).nearest(known.offset);
-        if offset.abs_diff(known.offset) >= NOTABLE {
-            let millis = offset.saturating_sub(known.offset) / 1_000;
+        let (least, most) = bounds(sample, self.base);
+        let mut known = self.offset();
+        let offset = (*known).clamp(least, most);
+        if offset.abs_diff(*known) >= NOTABLE {
+            let millis = offset.saturating_sub(*known) / 1_000;
             tracing::warn!(
                 millis,
                 "the clock of Redis was set: leases and deadlines of the runs that it holds move by as much"
             );
         }
-        *known = Known { offset, since: sample.answered };
+        *known = offset;
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn offset(&self) -> MutexGuard<'_, i64> {
+        self.offset.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The offsets that a sample allows; none when the clock was set between its two readings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Bounds {
-    least: i64,
-    most: i64,
-    was_set: bool,
-}
-
-impl Bounds {
-    fn of(sample: Sample, base: Instant) -> Self {
-        let least = sample.after.0.saturating_sub(micros(base, sample.answered));
-        let most = sample.before.0.saturating_sub(micros(base, sample.asked));
-        Self { least, most, was_set: least > most || sample.after.0 < sample.before.0 }
-    }
-
-    fn middle(self) -> i64 {
-        i64::midpoint(self.least, self.most)
-    }
-
-    fn nearest(self, offset: i64) -> i64 {
-        // The later reading counts then, and its lower bound is the exact one.
-        if self.was_set { self.least } else { offset.clamp(self.least, self.most) }
-    }
+/// The least and the greatest offset that a sample allows.
+fn bounds(sample: Sample, base: Instant) -> (i64, i64) {
+    let shown = sample.shown.0;
+    (shown.saturating_sub(micros(base, sample.answered)), shown.saturating_sub(micros(base, sample.asked)))
 }
 
 fn micros(from: Instant, to: Instant) -> i64 {
@@ -123,6 +82,8 @@ fn micros(from: Instant, to: Instant) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// A moment of Redis's clock, and an hour, in microseconds.
@@ -130,80 +91,71 @@ mod tests {
     const HOUR: i64 = 3_600_000_000;
 
     /// By the process's clock in milliseconds, and by Redis's in microseconds.
-    fn sample(base: Instant, asked: u64, before: i64, after: i64, answered: u64) -> Sample {
+    fn sample(base: Instant, asked: u64, shown: i64, answered: u64) -> Sample {
         let at = |millis| base + Duration::from_millis(millis);
-        Sample { asked: at(asked), before: Shown(before), after: Shown(after), answered: at(answered) }
+        Sample { asked: at(asked), shown: Shown(shown), answered: at(answered) }
     }
 
-    /// What is known after samples of `(asked, before, after, answered)`: how much Redis's clock was past noon at the base.
+    /// What is known after samples of `(asked, shown, answered)`: how much Redis's clock was past noon at the base.
     #[track_caller]
-    fn check(samples: &[(u64, i64, i64, u64)], expect: i64) {
+    fn check(samples: &[(u64, i64, u64)], expect: i64) {
         let base = Instant::now();
-        let mut samples = samples
-            .iter()
-            .map(|&(asked, before, after, answered)| sample(base, asked, NOON + before, NOON + after, answered));
+        let mut samples = samples.iter().map(|&(asked, shown, answered)| sample(base, asked, NOON + shown, answered));
         let clock = Clock::new(samples.next().unwrap());
         samples.for_each(|sample| clock.learn(sample));
-        assert_eq!(clock.known().offset - NOON, expect);
+        assert_eq!(*clock.offset() - NOON, expect);
     }
 
     #[test]
     fn a_first_sample_is_taken_to_be_half_way() {
-        check(&[(0, 0, 0, 0)], 0);
-        check(&[(0, 10_000, 10_000, 10)], 5_000);
+        check(&[(0, 0, 0)], 0);
+        check(&[(0, 10_000, 10)], 5_000);
     }
 
     #[test]
     fn a_sample_that_contradicts_nothing_changes_nothing() {
-        check(&[(0, 0, 0, 0), (1_000, 1_000_000, 1_000_000, 1_000)], 0);
+        check(&[(0, 0, 0), (1_000, 1_000_000, 1_000)], 0);
         // Its answer took a second to come, or to be looked at.
-        check(&[(0, 0, 0, 0), (1_000, 1_001_000, 1_001_000, 2_000)], 0);
-        // Five seconds of waiting between its readings.
-        check(&[(0, 0, 0, 0), (1_000, 1_000_500, 6_000_500, 6_001)], 0);
+        check(&[(0, 0, 0), (1_000, 1_001_000, 2_000)], 0);
     }
 
     #[test]
     fn a_quick_sample_mends_a_slow_one() {
         // All of the delay was on one side: half-way is wrong by 10 ms, and 1 ms of it is left to doubt.
-        check(&[(0, 0, 0, 20), (1_000, 1_000_000, 1_000_000, 1_001)], -1_000);
-        check(&[(0, 20_000, 20_000, 20), (1_000, 1_001_000, 1_001_000, 1_001)], 1_000);
+        check(&[(0, 0, 20), (1_000, 1_000_000, 1_001)], -1_000);
+        check(&[(0, 20_000, 20), (1_000, 1_001_000, 1_001)], 1_000);
     }
 
     #[test]
     fn drift_is_followed() {
         // Redis's clock gains 100 microseconds in every second.
         let seconds = (0_u64..).zip(0_i64..).take(100);
-        let samples: Vec<_> = seconds
-            .map(|(second, shown)| (second * 1_000, shown * 1_000_100, shown * 1_000_100, second * 1_000))
-            .collect();
+        let samples: Vec<_> =
+            seconds.map(|(second, shown)| (second * 1_000, shown * 1_000_100, second * 1_000)).collect();
         check(&samples, 9_900);
     }
 
     #[test]
     fn a_clock_that_is_set_is_followed_at_once() {
         for by in [HOUR, -HOUR] {
-            // Between two samples.
-            check(&[(0, 0, 0, 0), (1_000, by + 1_000_000, by + 1_000_000, 1_000)], by);
-            // Between the readings of one: what it showed last counts.
-            check(&[(0, 0, 0, 0), (1_000, 1_000_000, by + 6_000_000, 6_000)], by);
+            check(&[(0, 0, 0), (1_000, by + 1_000_000, 1_000)], by);
         }
         // Another machine with another clock.
-        check(&[(0, 0, 0, 0), (1_000, 7, 7, 1_000)], 7 - 1_000_000);
+        check(&[(0, 0, 0), (1_000, 7, 1_000)], 7 - 1_000_000);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_goes_with_the_monotonic_clock_and_asks_again_in_time() {
-        let now = Instant::now();
-        let clock = Clock::new(Sample::once(now, Shown(NOON), now));
+    async fn it_goes_with_the_monotonic_clock() {
+        let now = || {
+            let now = Instant::now();
+            Sample { asked: now, shown: Shown(NOON), answered: now }
+        };
+        let clock = Clock::new(now());
         assert_eq!(clock.now(), UnixMillis(NOON / 1_000));
-        assert!(!clock.is_stale(Instant::now()));
         tokio::time::advance(Duration::from_millis(1_500)).await;
         assert_eq!(clock.now(), UnixMillis(NOON / 1_000 + 1_500));
-        assert!(clock.is_stale(Instant::now()));
-        let now = Instant::now();
-        clock.learn(Sample::once(now, Shown(NOON), now));
+        clock.learn(now());
         assert_eq!(clock.now(), UnixMillis(NOON / 1_000));
-        assert!(!clock.is_stale(now));
     }
 
     #[test]

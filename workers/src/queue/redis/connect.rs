@@ -99,7 +99,7 @@ impl Connections {
     pub async fn time(&self, connection: &mut MultiplexedConnection) -> Result<Sample, RedisError> {
         let asked = Instant::now();
         let shown: Shown = query(connection, redis::cmd("TIME")).await?;
-        Ok(Sample::once(asked, shown, Instant::now()))
+        Ok(Sample { asked, shown, answered: Instant::now() })
     }
 
     /// A new connection that listens to channels.

@@ -6,6 +6,7 @@ mod lifecycle;
 mod limits;
 mod offers;
 mod property;
+mod replies;
 mod server;
 mod together;
 

@@ -10,7 +10,6 @@ local now = math.floor(now_us / 1000)
 local LANES = { 'interactive', 'default', 'batch' }
 local WILDCARD = '*'
 local WAKE_TTL = 60000
-local REPLY_TTL = 600000
 local LOG_TTL = 600000
 local MINUTE = 60000
 -- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
@@ -123,16 +122,7 @@ local function make_ready(id, lane, scope, account, since, in_front)
   line_up(id, lane, scope, account, since, in_front)
 end
 
--- Adds to the stream of a front door. Its reader renews its time to live, so that the stream of a front door that is gone ends with that.
-local function send(front_door, ...)
-  local stream = key('reply', front_door)
-  if not redis.call('XADD', stream, 'NOMKSTREAM', '*', ...) then
-    redis.call('XADD', stream, '*', ...)
-    redis.call('PEXPIRE', stream, REPLY_TTL)
-  end
-end
-
--- What a step tells the front doors is gathered, and goes to each of them at once in the end, with `tell_all`.
+-- What a step tells the front doors is gathered, any number of `'ending', <ending>` and of `'run', <id>, 'seq', <number>, 'event', <event>`.
 local news = {}
 
 local function tell(front_door, ...)
@@ -144,8 +134,10 @@ local function tell(front_door, ...)
   for i = 1, select('#', ...) do parts[#parts + 1] = (select(i, ...)) end
 end
 
+-- Tells each front door in the end of a step, in one message and in this order. Whoever does not hear it finds the same in the ledger and in the log
+-- (`replies.rs`), so that nothing is kept here.
 local function tell_all()
-  for front_door, parts in pairs(news) do send(front_door, unpack(parts)) end
+  for front_door, parts in pairs(news) do redis.call('PUBLISH', key('reply', front_door), cmsgpack.pack(parts)) end
 end
 
 -- Tells the front door that waits of an ending.

@@ -4,7 +4,7 @@
 
 local function tell_of(id, followers, seq, event)
   for front_door in string.gmatch(followers or '', '%S+') do
-    tell(front_door, 'run', id, 'seq', whole(seq), 'event', event)
+    tell(front_door, 'run', id, 'seq', seq, 'event', event)
   end
 end
 

@@ -2,6 +2,7 @@
 //!
 //! The time of a case is `clock.lua`'s: it stands still until the model moves it, and what has a time to live ends by it.
 
+use futures::StreamExt;
 use tokio::runtime::Runtime;
 
 use super::*;
@@ -9,6 +10,7 @@ use crate::queue::{
     property::{self, Driver, Ways, wall},
     redis::{
         clock::{Sample, Shown},
+        message,
         wake::OFFER_STANDS,
     },
 };
@@ -28,13 +30,20 @@ static SET_CLOCK: LazyLock<Script> = LazyLock::new(|| {
 struct Distributed<'a> {
     runtime: &'a Runtime,
     queue: RedisQueue,
+    front_door: redis::aio::PubSub,
     now: u64,
 }
 
 impl<'a> Distributed<'a> {
     fn new(runtime: &'a Runtime, server: &Server) -> Self {
         let queue = runtime.block_on(server.queue());
-        let mut new = Self { runtime, queue, now: 0 };
+        let channel = queue.key(&format!("reply:{}", property::FRONT_DOOR));
+        let front_door = runtime.block_on(async {
+            let mut front_door = queue.connections.pubsub().await.unwrap();
+            front_door.subscribe(channel).await.unwrap();
+            front_door
+        });
+        let mut new = Self { runtime, queue, front_door, now: 0 };
         new.forget();
         new
     }
@@ -98,7 +107,7 @@ impl Driver for Distributed<'_> {
         let at_most = if self.command::<u64>(&lists) > 0 { PATIENCE } else { Duration::ZERO };
         // The process's clock goes on; it has to show this moment to tell how old an offer is.
         let (at, shown) = (Instant::now(), Shown(wall(self.now).0 * 1_000));
-        self.queue.clock.learn(Sample::once(at, shown, at));
+        self.queue.clock.learn(Sample { asked: at, shown, answered: at });
         self.ask(self.queue.wait(worker, free, at_most, &CancellationToken::new()))
     }
 
@@ -162,15 +171,28 @@ impl Driver for Distributed<'_> {
         self.ask(self.queue.stats())
     }
 
-    /// Reads and empties the streams of all front doors, of which the model has one.
+    /// What the one front door that the model has was told meanwhile.
     fn sent(&mut self) -> Vec<Ending> {
-        let stream = self.queue.key(&format!("reply:{}", property::FRONT_DOOR));
-        let mut read = redis::pipe();
-        read.cmd("XRANGE").arg(&stream).arg("-").arg("+").cmd("DEL").arg(&stream).ignore();
-        type Entries = Vec<(String, Vec<(String, Vec<u8>)>)>;
-        let (entries,): (Entries,) = self.ask(self.queue.connections.ask(&read));
-        let fields = entries.into_iter().flat_map(|(_, fields)| fields);
-        fields.map(|(_, ending)| Ending::decode(&ending).unwrap()).collect()
+        // What was published before an empty message has come when that has.
+        const LAST: &[u8] = b"\x90";
+        let channel = self.queue.key(&format!("reply:{}", property::FRONT_DOOR));
+        assert_eq!(self.command::<u64>(redis::cmd("PUBLISH").arg(channel).arg(LAST)), 1);
+        let mut replies = Vec::new();
+        self.runtime.block_on(async {
+            let mut heard = self.front_door.on_message();
+            loop {
+                let message = soon(heard.next()).await.expect("a connection");
+                if message.get_payload_bytes() == LAST {
+                    return;
+                }
+                message::add_replies(message.get_payload_bytes(), &mut replies).expect("a message of this version");
+            }
+        });
+        let ending = |reply| match reply {
+            Reply::Ended(ending) => *ending,
+            other => panic!("{other:?}"),
+        };
+        replies.into_iter().map(ending).collect()
     }
 
     fn weight(&self, job: &Job) -> u64 {
