@@ -12,29 +12,34 @@ local function note(id, followers, event)
   tell_of(id, followers, redis.call('RPUSH', key('events', id), event), event)
 end
 
--- Adds text to the log, up to `most` bytes of it; `kept` is how many it has. `first` is the place that the first delta should get: those whose place is
--- taken came with a step whose answer was lost. Answers how many bytes the log has now.
-local function note_text(id, followers, first, kept, most, deltas)
+-- Adds text to the log, up to `most` bytes of it; `kept` is how many it has. `text.first` is the place that the first delta should get: those whose place
+-- is taken came with a step whose answer was lost. With `ending`, that comes last. Answers how many bytes the log has now.
+local function note_text(id, followers, text, kept, most, ending)
   local events, kept = key('events', id), tonumber(kept) or 0
   local entries, length = {}, redis.call('LLEN', events)
-  for i, delta in ipairs(deltas) do
-    local seq = first + i - 1
-    if seq > length then
+  for i, delta in ipairs(text) do
+    if text.first + i - 1 > length then
       kept = kept + #delta
       local event = 'd' .. delta
       entries[#entries + 1] = kept <= most and event or 'x'
       tell_of(id, followers, length + #entries, event)
     end
   end
+  if ending then
+    entries[#entries + 1] = ending
+    tell_of(id, followers, length + #entries, ending)
+  end
   if #entries > 0 then redis.call('RPUSH', events, unpack(entries)) end
   return kept
 end
 
--- Reads how a step brings text, from the place of its first delta on: the deltas, and where the next argument is.
+-- Reads text as a step brings it: the place of its first delta, how many there are, and the deltas. Also answers where the next argument is.
 local function text_at(at)
-  local deltas, count = {}, tonumber(ARGV[at + 1])
-  for i = 1, count do deltas[i] = ARGV[at + 1 + i] end
-  return deltas, at + 2 + count
+  local after = at + 2 + tonumber(ARGV[at + 1])
+  if after == at + 2 then return nil, after end
+  local text = { unpack(ARGV, at + 2, after - 1) }
+  text.first = tonumber(ARGV[at])
+  return text, after
 end
 
 local function follows(followers, front_door)
@@ -53,10 +58,14 @@ local function mark(id, log)
   return (redis.call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
 end
 
--- The ending is the last event, for those who follow, and a message to the front door that waits.
-local function announce(id, ending, reply_to, log, followers)
+-- The ending is the last event, for those who follow, and a message to the front door that waits. With `text`, that comes before it.
+local function announce(id, ending, reply_to, log, followers, text, kept, most)
   if log then
-    note(id, followers, 'e' .. ending)
+    if text then
+      note_text(id, followers, text, kept, most, 'e' .. ending)
+    else
+      note(id, followers, 'e' .. ending)
+    end
     redis.call('PEXPIRE', key('events', id), LOG_TTL)
   end
   if reply_to and not follows(followers, reply_to) then reply(reply_to, ending) end

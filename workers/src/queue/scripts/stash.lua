@@ -3,7 +3,7 @@
 local lease, life, most = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local ends = {}
 
-local function stash(id, of, used, outcome, ending, first, deltas)
+local function stash(id, of, used, outcome, ending, text)
   local state, fence, scope, work, lane, reply_to, log, followers, held, flight, kept =
     read(id, 'state', 'fence', 'scope', 'work', 'lane', 'reply_to', 'log', 'followers', 'held', 'flight', 'kept')
   if not state then
@@ -34,16 +34,14 @@ local function stash(id, of, used, outcome, ending, first, deltas)
   end
   if work == 'call' and used and has(held, 't') then settle(scope, id, fence, used) end
   free_slot(id, scope, held)
-  if log and #deltas > 0 then note_text(id, followers, first, kept, most, deltas) end
-  announce(id, ending, reply_to, log, followers)
+  announce(id, ending, reply_to, log, followers, text, kept, most)
   return 'done'
 end
 
 local answers, at = {}, 4
 while at < #ARGV do
-  local deltas, after = text_at(at + 5)
-  answers[#answers + 1] =
-    stash(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5]), deltas)
+  local text, after = text_at(at + 5)
+  answers[#answers + 1] = stash(ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3], ARGV[at + 4], text)
   at = after
 end
 if #ends > 0 then redis.call('MSET', unpack(ends)) end
