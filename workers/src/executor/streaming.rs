@@ -43,12 +43,6 @@ struct Text {
     ended: bool,
 }
 
-impl Text {
-    fn is_silent(&self) -> bool {
-        self.new.is_empty() && !self.ended
-    }
-}
-
 impl Collector {
     /// The call has ended: nothing more comes.
     pub fn end(&self) {
@@ -64,11 +58,14 @@ impl Collector {
     /// What came since this was last asked; `None` when nothing more will. Waits for something to come.
     async fn next(&self) -> Option<String> {
         loop {
-            if !self.lock().is_silent() {
-                // What is on its way into this process comes along: a stream that is there as a whole needs no step before its ending's.
-                tokio::task::yield_now().await;
-                let new = self.rest();
-                return (!new.is_empty()).then_some(new);
+            {
+                let mut text = self.lock();
+                if !text.new.is_empty() {
+                    return Some(std::mem::take(&mut text.new));
+                }
+                if text.ended {
+                    return None;
+                }
             }
             self.0.came.notified().await;
         }
