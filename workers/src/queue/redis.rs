@@ -70,7 +70,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use redis::{FromRedisValue, Script, Value};
+use redis::{FromRedisValue, Script};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -80,14 +80,14 @@ use self::{
     clock::Clock,
     connect::Connections,
     scripts::Invocation,
-    together::Together,
+    together::Steps,
     wake::Waiters,
     wire::{Appended, Asking, Entering, Stashed},
 };
 use super::{
-    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_BYTES, LOG_PAGE, LaneStats,
-    MAX_LOSSES, NewText, Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting,
-    Submission, Unreachable,
+    Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_PAGE, LaneStats, MAX_LOSSES,
+    NewText, Queue, QueueStats, Recalled, Release, Renewal, Reply, Restored, ScopeLimits, Sighting, Submission,
+    Unreachable,
 };
 use crate::{
     job::{Ending, Fence, FrontDoorId, Job, Outcome, RunId, UnixMillis, WorkerId},
@@ -121,10 +121,7 @@ pub struct RedisQueue {
     /// The hash tag, with its braces.
     tag: String,
     lease: Duration,
-    admissions: Together<Asking, Vec<Value>>,
-    enqueues: Together<Entering, Vec<Value>>,
-    appends: Together<Appended, String>,
-    stashes: Together<Stashed, String>,
+    steps: Steps,
     warnings: Vec<String>,
     waiters: Waiters,
     clock: Arc<Clock>,
@@ -138,30 +135,15 @@ impl RedisQueue {
         let (connections, time, warnings) = Connections::open(&settings).await?;
         let tag = format!("{{q:{}}}", settings.pool);
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
-        let admissions = Together::new(connections.clone(), Invocation::new(&scripts::ADMIT, &tag));
-        let enqueues = Together::new(connections.clone(), Invocation::new(&scripts::ENQUEUE, &tag));
-        let appends = Together::new(connections.clone(), Invocation::new(&scripts::APPEND, &tag).arg(LOG_BYTES));
-        let stashes = stashes(&connections, &tag, LEASE);
+        let (steps, lease) = (Steps::new(&connections, &tag, LEASE), LEASE);
         let knew = AtomicBool::new(false);
-        Ok(Self {
-            connections,
-            tag,
-            lease: LEASE,
-            admissions,
-            enqueues,
-            appends,
-            stashes,
-            warnings,
-            waiters,
-            clock,
-            knew,
-        })
+        Ok(Self { connections, tag, lease, steps, warnings, waiters, clock, knew })
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its
     /// owner says.
     pub fn with_lease(self, lease: Duration) -> Self {
-        Self { lease, stashes: stashes(&self.connections, &self.tag, lease), ..self }
+        Self { lease, steps: Steps::new(&self.connections, &self.tag, lease), ..self }
     }
 
     /// What the operator should know about this Redis, a sentence each.
@@ -212,14 +194,14 @@ impl Queue for RedisQueue {
 
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
         let asking = Asking { size: job.encode().len(), admission: admission.clone() };
-        wire::admitted(self.admissions.ask(asking).await?, Some(admission))
+        wire::admitted(self.steps.admissions.ask(asking).await?, Some(admission))
     }
 
     async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
         let Submission { job, reply_to } = submission;
         let bytes = job.encode();
         let entering = Entering { job, bytes, reply_to, admission: admission.cloned() };
-        wire::admitted(self.enqueues.ask(entering).await?, admission)
+        wire::admitted(self.steps.enqueues.ask(entering).await?, admission)
     }
 
     async fn claim(&self, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) -> Result<Claimed, Unreachable> {
@@ -257,7 +239,7 @@ impl Queue for RedisQueue {
     }
 
     async fn append(&self, run: RunId, fence: Fence, text: &NewText) -> Result<Held, Unreachable> {
-        wire::held(&self.appends.ask(Appended { run, fence, text: text.clone() }).await?)
+        wire::held(&self.steps.appends.ask(Appended { run, fence, text: text.clone() }).await?)
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
@@ -274,7 +256,7 @@ impl Queue for RedisQueue {
             bytes: ending.encode(),
             text: text.clone(),
         };
-        wire::held(&self.stashes.ask(stashed).await?)
+        wire::held(&self.steps.stashes.ask(stashed).await?)
     }
 
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
@@ -408,12 +390,6 @@ impl Queue for RedisQueue {
     async fn ping(&self) -> Result<(), Unreachable> {
         self.connections.ask(&redis::cmd("PING")).await
     }
-}
-
-/// Stashes endings, of runs with leases of this length.
-fn stashes(connections: &Connections, tag: &str, lease: Duration) -> Together<Stashed, String> {
-    let begin = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE)).arg(LOG_BYTES);
-    Together::new(connections.clone(), begin)
 }
 
 fn millis(duration: Duration) -> u64 {

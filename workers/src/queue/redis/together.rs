@@ -6,17 +6,20 @@ use std::{
     error::Error,
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use redis::FromRedisValue;
+use redis::{FromRedisValue, Value};
 use tokio::sync::oneshot;
 
 use super::{
+    TOMBSTONE,
     connect::{Connections, unreachable},
-    scripts::Invocation,
-    wire::garbled,
+    millis,
+    scripts::{self, Invocation},
+    wire::{Appended, Asking, Entering, Stashed, garbled},
 };
-use crate::queue::Unreachable;
+use crate::queue::{LOG_BYTES, Unreachable};
 
 /// Runs, and bytes of them, in one script: it keeps Redis busy for about a millisecond, in which it answers nobody else.
 const MOST: usize = 50;
@@ -28,6 +31,27 @@ pub(super) trait Part: Send + Sync + 'static {
     fn bytes(&self) -> usize;
     /// Adds its arguments.
     fn add_to(&self, step: Invocation) -> Invocation;
+}
+
+/// The steps that go together.
+pub(super) struct Steps {
+    pub admissions: Together<Asking, Vec<Value>>,
+    pub enqueues: Together<Entering, Vec<Value>>,
+    pub appends: Together<Appended, String>,
+    pub stashes: Together<Stashed, String>,
+}
+
+impl Steps {
+    /// Of runs with leases of this length.
+    pub fn new(connections: &Connections, tag: &str, lease: Duration) -> Self {
+        let stash = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE)).arg(LOG_BYTES);
+        Self {
+            admissions: Together::new(connections.clone(), Invocation::new(&scripts::ADMIT, tag)),
+            enqueues: Together::new(connections.clone(), Invocation::new(&scripts::ENQUEUE, tag)),
+            appends: Together::new(connections.clone(), Invocation::new(&scripts::APPEND, tag).arg(LOG_BYTES)),
+            stashes: Together::new(connections.clone(), stash),
+        }
+    }
 }
 
 /// Gathers the parts of one kind of step.
