@@ -247,10 +247,12 @@ async fn a_front_door_that_hears_nothing_tells_its_callers_all_the_same() {
     let app = app(Mode::Distributed).await;
     let redis = app.redis.as_ref().unwrap();
     let listening = || redis.cli(&["PUBSUB", "CHANNELS", "{q:default}:reply:*"]).split_whitespace().count();
-    let all = listening();
     let gate = Gate::new();
     let (mut stream, mut events) = begun(&app, &greeting(), &gate).await;
     let run = stream.run();
+    // The worker too: it has called the provider.
+    let all = listening();
+    assert_eq!(all, 3);
     // Nobody can subscribe again.
     redis.cli(&["ACL", "SETUSER", "default", "-subscribe"]);
     assert_ne!(redis.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).trim(), "0");
