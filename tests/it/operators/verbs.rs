@@ -122,7 +122,9 @@ async fn dead_runs_are_listed_requeued_and_discarded() {
     // Lost three times before, and now once more.
     let redis = app.redis.as_ref().unwrap();
     for id in &ids {
-        redis.cli(&["HSET", &format!("{{q:default}}:run:{id}"), "losses", "3"]);
+        let lose = "local run = cmsgpack.unpack(redis.call('GET', KEYS[1])) run.losses = '3'
+            return redis.call('SET', KEYS[1], cmsgpack.pack(run))";
+        assert_eq!(redis.cli(&["EVAL", lose, "1", &format!("{{q:default}}:run:{id}")]).trim(), "OK");
     }
     app.workers[0].kill();
     for id in &ids {

@@ -78,7 +78,7 @@ async fn a_log_that_is_gone_still_has_an_end(mode: Mode) {
     match &app.redis {
         Some(redis) => {
             eventually("the run is finished", async || {
-                redis.cli(&["EXISTS", &format!("{{q:default}}:done:{run}")]).trim() == "1"
+                redis.cli(&["EXISTS", &format!("{{q:default}}:run:{run}")]).trim() == "0"
             })
             .await;
             assert_eq!(redis.cli(&["DEL", &format!("{{q:default}}:events:{run}")]).trim(), "1");

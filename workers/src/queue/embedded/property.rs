@@ -42,6 +42,8 @@ impl Driver for Embedded {
         work_handed_back_is_kept: false,
         workers_outlive_memory: false,
         minute: 60_000,
+        buried_until: |ended| ended + 60_000,
+        buried_again: false,
         offers: false,
         offers_stand: Duration::ZERO,
         looks: usize::MAX,

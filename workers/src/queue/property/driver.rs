@@ -69,9 +69,12 @@ pub(in crate::queue) struct Ways {
     /// The workers outlive the memory of their queue. A late ending leaves a tombstone then, or ends the restored run that nobody has taken yet;
     /// and what was forgotten still counts against the limits. Otherwise worker and queue are one process, and die as one.
     pub workers_outlive_memory: bool,
-    /// How many milliseconds what is kept for a minute is kept: requests of an account, and that a run has ended. Redis counts in whole ones,
-    /// and keeps it for the last one, too.
+    /// How many milliseconds a request of an account counts. Redis counts in whole ones, and keeps it for the last one, too.
     pub minute: u64,
+    /// Until when it is known of a run that it ended at this moment.
+    pub buried_until: fn(u64) -> u64,
+    /// Whether that begins anew when it is said again.
+    pub buried_again: bool,
     /// Whether a run may be offered as it comes, to a worker that waits. Otherwise it waits for a claim.
     pub offers: bool,
     /// How old an offer may be that a wait brings. An older one goes with a claim.

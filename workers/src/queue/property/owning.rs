@@ -250,6 +250,9 @@ impl<D: Driver> World<D> {
             Life::Ended { fence, outcome: how, .. } if *fence == right.fence => outcome = Some(how.clone()),
             Life::Forgotten | Life::Finished if is_buried => {
                 known.life = Life::Finished;
+                if D::WAYS.buried_again {
+                    known.tombstone = Some(self.now);
+                }
                 return;
             }
             Life::Forgotten | Life::Finished => {}

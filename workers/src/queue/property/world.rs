@@ -203,7 +203,7 @@ impl<D: Driver> World<D> {
 
     /// Whether the queue knows that a run has ended.
     pub fn is_buried(&self, known: &Known) -> bool {
-        known.tombstone.is_some_and(|at| at + D::WAYS.minute > self.now)
+        known.tombstone.is_some_and(|at| (D::WAYS.buried_until)(at) > self.now)
     }
 
     /// Bytes and number of the runs that wait.

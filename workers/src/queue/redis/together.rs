@@ -13,7 +13,6 @@ use redis::{FromRedisValue, Value};
 use tokio::sync::oneshot;
 
 use super::{
-    TOMBSTONE,
     connect::{Connections, unreachable},
     millis,
     scripts::{self, Invocation},
@@ -44,7 +43,7 @@ pub(super) struct Steps {
 impl Steps {
     /// Of runs with leases of this length.
     pub fn new(connections: &Connections, tag: &str, lease: Duration) -> Self {
-        let stash = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(millis(TOMBSTONE)).arg(LOG_BYTES);
+        let stash = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(LOG_BYTES);
         Self {
             admissions: Together::new(connections.clone(), Invocation::new(&scripts::ADMIT, tag)),
             enqueues: Together::new(connections.clone(), Invocation::new(&scripts::ENQUEUE, tag)),

@@ -3,19 +3,23 @@
 local most = tonumber(ARGV[1])
 
 local function append(id, of, text)
-  local state, fence, log, followers, kept = read(id, 'state', 'fence', 'log', 'followers', 'kept')
-  if not state then return is_buried(id) and 'elsewhere' or 'unknown' end
-  if fence ~= of or state ~= 'leased' then return 'elsewhere' end
-  kept = note_text(id, followers, text or {}, kept, most)
-  redis.call('HSET', key('run', id), 'log', 'd', 'kept', whole(kept))
+  local run = find(id)
+  if not run then return is_buried(id) and 'elsewhere' or 'unknown' end
+  if run.fence ~= of or run.state ~= 'leased' then return 'elsewhere' end
+  run.log, run.kept = 'd', whole(note_text(id, run.followers, text or {}, run.kept, most))
+  changed[id] = true
   return 'done'
 end
 
-local answers, at = {}, 2
+local texts, ids, at = {}, {}, 2
 while at < #ARGV do
   local text, after = text_at(at + 2)
-  answers[#answers + 1] = append(ARGV[at], ARGV[at + 1], text)
+  texts[#texts + 1] = { id = ARGV[at], fence = ARGV[at + 1], text = text }
+  ids[#ids + 1] = ARGV[at]
   at = after
 end
-tell_all()
+find_all(ids)
+local answers = {}
+for i, new in ipairs(texts) do answers[i] = append(new.id, new.fence, new.text) end
+commit()
 return answers

@@ -45,6 +45,7 @@ local left = #turns > 0 and redis.call('EXISTS', unpack(turns)) or 0
 if left == 0 then
   set_idle(#claims < free)
   give_room()
+  commit()
   return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), claims }
 end
 for i, lane in ipairs(LANES) do
@@ -209,19 +210,17 @@ local function find_head(lane, scope)
     elseif own > virtual then
       set_turn(scope, lane, account, own)
     else
-      local state, run_scope, ready, tokens, deadline, cancel, fence, attempts, limited, target, started, log, followers = read(
-        id, 'state', 'scope', 'ready', 'tokens', 'deadline', 'cancel', 'fence', 'attempts', 'limited', 'target', 'started', 'log', 'followers')
-      if state == 'ready' and run_scope == scope.name then
+      local run = find(id)
+      if run and run.state == 'ready' and run.scope == scope.name then
         local work = 'call'
-        if cancel then
-          work = cancel == 'expired' and 'expire' or 'cancel'
-        elseif tonumber(deadline) <= now then
+        if run.cancel then
+          work = run.cancel == 'expired' and 'expire' or 'cancel'
+        elseif tonumber(run.deadline) <= now then
           work = 'expire'
         end
         return {
-          id = id, account = account, virtual = virtual, line = line, lane = lane, scope = scope,
-          work = work, ready = tonumber(ready), tokens = tonumber(tokens), is_last = not next_id,
-          fence = fence, attempts = attempts, limited = limited, target = target, started = started, log = log, followers = followers,
+          id = id, run = run, account = account, virtual = virtual, line = line, lane = lane, scope = scope,
+          work = work, ready = tonumber(run.ready), tokens = tonumber(run.tokens), is_last = not next_id,
         }
       end
       pass(line)
@@ -276,7 +275,7 @@ local left_lane, left_all, leases = {}, {}, {}
 
 -- Hands a run out, with everything that it takes from the limits.
 local function hand_out(head)
-  local id, scope, lane = head.id, head.scope, head.lane
+  local id, run, scope, lane = head.id, head.run, head.scope, head.lane
   pass(head.line)
   scope.heads[lane] = nil
   local job = redis.call('GET', key('job', id))
@@ -284,11 +283,10 @@ local function hand_out(head)
     forget(id)
     return
   end
-  local attempt = (tonumber(head.attempts) or 0) + 1
-  local number = whole(attempt)
+  local number = whole((tonumber(run.attempts) or 0) + 1)
   local waited = whole(math.max(now - head.ready, 0))
-  local fence = next_fence(head.fence)
-  local started, log = head.started or NOW, head.log
+  run.state, run.fence, run.owner, run.work = 'leased', next_fence(run.fence), worker, head.work
+  changed[id] = true
   left_lane[lane] = left_lane[lane] or {}
   table.insert(left_lane[lane], id)
   left_all[#left_all + 1] = id
@@ -296,10 +294,9 @@ local function hand_out(head)
   leases[#leases + 1] = id
   waiting_bytes = waiting_bytes - #job
   if head.work == 'call' then
-    local held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
-    redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', 'call', 'attempts', number,
-      'taken', NOW, 'waited', waited, 'started', started, 'held', held)
-    if log then note(id, head.followers, 's' .. number) end
+    run.attempts, run.taken, run.waited, run.started = number, NOW, waited, run.started or NOW
+    run.held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
+    if run.log then note(id, run.followers, 's' .. number) end
     if scope.slots then
       redis.call('ZADD', key('slots', scope.name), now + lease, id)
       scope.slots = scope.slots - 1
@@ -310,7 +307,7 @@ local function hand_out(head)
       scope.counted = scope.counted + 1
     end
     if scope.spent then
-      reserve(scope.name, id, fence, need(scope, head))
+      reserve(scope.name, id, run.fence, need(scope, head))
       scope.spent = scope.spent + need(scope, head)
     end
     -- The account pays for its turn in virtual time. One that was held back for long starts from the lane's time, so that it
@@ -329,10 +326,8 @@ local function hand_out(head)
       local stale = other.heads[lane]
       if stale and stale.account == head.account then other.heads[lane] = nil end
     end
-  else
-    redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', head.work)
   end
-  claimed(id, job, fence, number, head.limited, head.target, waited, started, head.work, log)
+  claimed(id, run, job, number, waited)
 end
 
 local more = nil
@@ -389,7 +384,6 @@ if #left_all > 0 then
   redis.call('ZADD', key('lease'), unpack(leases))
 end
 
-tell_all()
 set_idle(#claims < free)
 if more then wake(more.scope.name) end
 -- There is room only when nothing is left in line, and none when this worker is full.
@@ -401,4 +395,5 @@ for _, scope in ipairs(busy) do
   end
 end
 if more or swept >= SWEEP then upcoming = now end
+commit()
 return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), claims }

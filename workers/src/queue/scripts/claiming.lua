@@ -43,10 +43,10 @@ end
 
 local claims, bytes = {}, 0
 
-local function claimed(id, job, fence, number, limited, target, waited, started, work, log)
+local function claimed(id, run, job, number, waited)
   bytes = bytes + #job
   claims[#claims + 1] = {
-    id, job, fence, number, limited or '0', target or '0', waited, started, work, '', '', '', '', '', mark(id, log),
+    id, job, run.fence, number, run.limited or '0', run.target or '0', waited, run.started or NOW, run.work, '', '', '', '', '', mark(id, run.log),
   }
 end
 
@@ -56,19 +56,17 @@ local function adopt(scope)
     local offer = redis.call('LPOP', key('offers', scope))
     if not offer then return end
     local id = string.match(offer, '^%S+')
-    local state, fence, owner, ready, started, cancel, deadline, log =
-      read(id, 'state', 'fence', 'owner', 'ready', 'started', 'cancel', 'deadline', 'log')
-    local job = redis.call('GET', key('job', id))
-    if job and stands(offer, state, fence, owner) then
-      local work = cancel == 'cancelled' and 'cancel' or (cancel or tonumber(deadline) <= now) and 'expire' or 'call'
+    local run, job = find(id), redis.call('GET', key('job', id))
+    if job and stands(offer, run) then
+      local work = run.cancel == 'cancelled' and 'cancel' or (run.cancel or tonumber(run.deadline) <= now) and 'expire' or 'call'
       if work == 'call' then
-        redis.call('HSET', key('run', id), 'taken', NOW)
+        run.taken = NOW
       else
         -- No call of it was made, and none will be.
-        redis.call('HDEL', key('run', id), 'attempts', 'taken', 'started')
-        started = NOW
+        run.attempts, run.taken, run.started = nil, nil, nil
       end
-      claimed(id, job, take(id, fence, worker, work, lease), '1', nil, nil, whole(math.max(now - ready, 0)), started, work, log)
+      take(id, run, worker, work, lease)
+      claimed(id, run, job, '1', whole(math.max(now - tonumber(run.ready), 0)))
     end
   end
 end
@@ -85,7 +83,7 @@ local function give_room()
   local paused = redis.call('MGET', unpack(pauses))
   for i, scope in ipairs(unlimited) do
     fields[#fields + 1] = 'room:' .. scope.name
-    fields[#fields + 1] = paused[i] and 0 or free - #claims
+    fields[#fields + 1] = paused[i] and 0 or 1
   end
   -- Whoever pauses the queue must find the scopes, also in a new memory in which this worker has not been registered.
   if redis.call('HSET', key('meta'), unpack(fields)) > 0 then

@@ -36,14 +36,46 @@ local function has(held, what)
   return held and string.find(held, what, 1, true) ~= nil
 end
 
-local function read(id, ...)
-  return unpack(redis.call('HMGET', key('run', id), ...))
+-- The record of a run, `run:<id>`, is a table of texts, packed. A step reads it once, and what it changes is written by `commit`, together: every
+-- step that changes a record ends with that. What a step needs of many runs it reads at once (`find_all`).
+local records, changed = {}, {}
+
+local function unpacked(record)
+  if not record then return false end
+  local ok, run = pcall(cmsgpack.unpack, record)
+  -- What cannot be read is as good as gone.
+  return ok and type(run) == 'table' and run
+end
+
+-- The record of a run; false when the queue does not know it.
+local function find(id)
+  local run = records[id]
+  if run == nil then
+    run = unpacked(redis.call('GET', key('run', id)))
+    records[id] = run
+  end
+  return run
+end
+
+local function find_all(ids)
+  if #ids == 0 then return end
+  local names = {}
+  for i, id in ipairs(ids) do names[i] = key('run', id) end
+  for i, record in ipairs(redis.call('MGET', unpack(names))) do records[ids[i]] = unpacked(record) end
+end
+
+-- What is written in the end of a step, in one command: names and values.
+local writes = {}
+
+local function write(name, value)
+  writes[#writes + 1] = name
+  writes[#writes + 1] = value
 end
 
 -- Whether an entry of `offers:<scope>` is an offer that nobody is known to have taken. It is none when Redis forgot in a crash that it was taken: then
 -- somebody may have the run, or have ended it.
-local function stands(offer, state, fence, owner)
-  return state == 'leased' and not owner and fence == string.match(offer, '^%S+ (%S+)')
+local function stands(offer, run)
+  return run and run.state == 'leased' and not run.owner and run.fence == string.match(offer, '^%S+ (%S+)')
 end
 
 local NOW_US = nil
@@ -77,9 +109,9 @@ local function has_waiting(scope)
 end
 
 -- Gives a concurrency slot back, if the call took one; whoever waits for it is woken.
-local function free_slot(id, scope, held)
-  if has(held, 's') and redis.call('ZREM', key('slots', scope), id) == 1 and has_waiting(scope) then
-    wake(scope)
+local function free_slot(id, run)
+  if has(run.held, 's') and redis.call('ZREM', key('slots', run.scope), id) == 1 and has_waiting(run.scope) then
+    wake(run.scope)
   end
 end
 
@@ -116,10 +148,11 @@ local function close_room(scope)
   redis.call('HDEL', key('meta'), 'room:' .. scope)
 end
 
-local function make_ready(id, lane, scope, account, since, in_front)
-  close_room(scope)
-  redis.call('HSET', key('run', id), 'state', 'ready', 'ready', whole(since))
-  line_up(id, lane, scope, account, since, in_front)
+local function make_ready(id, run, since, in_front)
+  close_room(run.scope)
+  run.state, run.ready = 'ready', whole(since)
+  changed[id] = true
+  line_up(id, run.lane, run.scope, run.account, since, in_front)
 end
 
 -- What a step tells the front doors is gathered, any number of `'ending', <ending>` and of `'run', <id>, 'seq', <number>, 'event', <event>`.
@@ -134,9 +167,11 @@ local function tell(front_door, ...)
   for i = 1, select('#', ...) do parts[#parts + 1] = (select(i, ...)) end
 end
 
--- Tells each front door in the end of a step, in one message and in this order. Whoever does not hear it finds the same in the ledger and in the log
--- (`replies.rs`), so that nothing is kept here.
-local function tell_all()
+-- The end of a step: writes the records that it changed, and tells each front door what there is to tell, in one message and in this order. Whoever
+-- does not hear it finds the same in the ledger and in the log (`replies.rs`), so that nothing of it is kept here.
+local function commit()
+  for id in pairs(changed) do write(key('run', id), cmsgpack.pack(records[id])) end
+  if #writes > 0 then redis.call('MSET', unpack(writes)) end
   for front_door, parts in pairs(news) do redis.call('PUBLISH', key('reply', front_door), cmsgpack.pack(parts)) end
 end
 
@@ -145,18 +180,36 @@ local function reply(front_door, ending)
   tell(front_door, 'ending', ending)
 end
 
--- A run that is over leaves a tombstone for a while, which stops a late copy of it from coming back to life.
-local function bury(id, life)
-  redis.call('SET', key('done', id), 1, 'PX', life, 'NX')
+-- A run that is over leaves a tombstone for a while, which stops a late copy of it from coming back to life: its id in the set of the minute. It stays for
+-- one to two minutes. A set that nobody looks at any more is dropped by the reaper, beside the work of Redis; its time to live is for a queue without one.
+local MINUTES = math.floor(now / MINUTE)
+
+local function bury(ids)
+  if #ids == 0 then return end
+  local graves = key('done', MINUTES)
+  redis.call('SADD', graves, unpack(ids))
+  redis.call('PEXPIRE', graves, 3 * MINUTE, 'NX')
+end
+
+-- Which of these runs have a tombstone, by id.
+local function find_buried(ids)
+  local buried = {}
+  for minute = MINUTES - 1, MINUTES do
+    for i, is_there in ipairs(redis.call('SMISMEMBER', key('done', minute), unpack(ids))) do
+      if is_there == 1 then buried[ids[i]] = true end
+    end
+  end
+  return buried
 end
 
 local function is_buried(id)
-  return redis.call('EXISTS', key('done', id)) == 1
+  return find_buried({ id })[id]
 end
 
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.
 local function forget(id)
-  redis.call('DEL', key('run', id), key('job', id), key('end', id), key('events', id))
+  records[id], changed[id] = false, nil
+  redis.call('DEL', key('run', id), key('job', id), key('events', id))
   redis.call('ZREM', key('lease'), id)
   redis.call('ZREM', key('delay'), id)
   redis.call('ZREM', key('deadlines'), id)
@@ -165,10 +218,9 @@ local function forget(id)
   end
 end
 
--- Makes `worker` the owner of a run under a new fence, which is returned.
-local function take(id, previous_fence, worker, work, lease)
-  local fence = next_fence(previous_fence)
-  redis.call('HSET', key('run', id), 'state', 'leased', 'fence', fence, 'owner', worker, 'work', work)
+-- Makes `worker` the owner of a run under a new fence.
+local function take(id, run, worker, work, lease)
+  run.state, run.fence, run.owner, run.work = 'leased', next_fence(run.fence), worker, work
+  changed[id] = true
   redis.call('ZADD', key('lease'), now + lease, id)
-  return fence
 end

@@ -12,34 +12,31 @@ local function waiting()
   return { runs = before.runs + came.waiting, bytes = before.bytes + came.bytes }
 end
 
--- Where each run begins, and how many arguments there are up to its end; and whether none of them is known, which is how it should be.
-local runs, names = {}, {}
+-- Where each run begins, and how many arguments there are up to its end; and what is known of them, which should be nothing.
+local runs, ids = {}, {}
 do
   local at = 1
   while at < #ARGV do
     local last = at + PUT_ARGS + tonumber(ARGV[at])
     add(runs, at + 1, last)
-    add(names, key('run', ARGV[at + 1]), key('done', ARGV[at + 1]))
+    ids[#ids + 1] = ARGV[at + 1]
     at = last + 1
   end
 end
-local none_known = redis.call('EXISTS', unpack(names)) == 0
-
-local function is_known(id)
-  if none_known then return came.runs[id] end
-  return redis.call('EXISTS', key('run', id), key('done', id)) > 0
-end
+find_all(ids)
+local buried = find_buried(ids)
 
 local function enqueue(at, last)
   local id, scope, deadline, flight, log, reply_to, job =
     ARGV[at], ARGV[at + 3], ARGV[at + 5], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
-  local known = is_known(id)
+  local run = find(id)
+  local known = run or buried[id]
   -- Sent twice, or restored from the ledger in the meantime. Then only the reply address may be new.
-  local state = known and reply_to ~= '' and read(id, 'state')
-  if state and redis.call('HSETNX', key('run', id), 'reply_to', reply_to) == 1 then
-    if log ~= '' then follow(id, read(id, 'followers'), reply_to) end
-    local ending = state == 'ended' and redis.call('GET', key('end', id))
-    if ending then reply(reply_to, ending) end
+  if run and reply_to ~= '' and not run.reply_to then
+    run.reply_to = reply_to
+    changed[id] = true
+    if log ~= '' then follow(id, run, reply_to) end
+    if run.state == 'ended' then reply(reply_to, run.ending) end
   end
 
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.

@@ -19,14 +19,15 @@ local function lead(id, flight, deadline)
 end
 
 -- Whether a run that comes into the queue waits behind another one. Otherwise it leads.
-local function wait_behind(id, lane, flight, deadline)
-  local leader = redis.call('GET', key('flight', flight))
+local function wait_behind(id, run)
+  local flight, deadline = run.flight, tonumber(run.deadline)
+  local of = redis.call('GET', key('flight', flight))
+  local leader = of and find(of)
   if leader then
-    local state, of_leader, attempts = read(leader, 'state', 'lane', 'attempts')
-    local called = (tonumber(attempts) or 0) > 0 or (state ~= 'ready' and state ~= 'delayed')
-    if state and (called or RANK[of_leader] <= RANK[lane]) then
+    local called = (tonumber(leader.attempts) or 0) > 0 or (leader.state ~= 'ready' and leader.state ~= 'delayed')
+    if called or RANK[leader.lane] <= RANK[run.lane] then
       local line = key('behind', flight)
-      redis.call('HSET', key('run', id), 'state', 'delayed', 'ready', whole(now), 'behind', '1')
+      run.state, run.ready, run.behind = 'delayed', NOW, '1'
       redis.call('ZADD', key('delay'), now + LOOK_AGAIN, id)
       redis.call('RPUSH', line, id)
       redis.call('PEXPIRE', line, ttl_until(deadline))
@@ -38,15 +39,15 @@ local function wait_behind(id, lane, flight, deadline)
 end
 
 -- Whether a run whose delay is over is delayed again, because its leader is still there. Otherwise it leads.
-local function stays_behind(id, flight)
-  local leader = redis.call('GET', key('flight', flight))
-  local state = leader and read(leader, 'state')
-  if state then
+local function stays_behind(id, run)
+  local leader = redis.call('GET', key('flight', run.flight))
+  if leader and find(leader) then
     redis.call('ZADD', key('delay'), now + LOOK_AGAIN, id)
     return true
   end
-  redis.call('HDEL', key('run', id), 'behind')
-  lead(id, flight, tonumber((read(id, 'deadline'))))
+  run.behind = nil
+  changed[id] = true
+  lead(id, run.flight, tonumber(run.deadline))
   return false
 end
 
@@ -58,18 +59,18 @@ local function land(id, flight, outcome)
   while true do
     local follower = redis.call('LPOP', key('behind', flight))
     if not follower then return end
-    local state, behind, fence, lane, scope, account, deadline = read(follower, 'state', 'behind', 'fence', 'lane', 'scope', 'account', 'deadline')
-    if state == 'delayed' and behind then
-      redis.call('HDEL', key('run', follower), 'behind')
+    local run = find(follower)
+    if run and run.state == 'delayed' and run.behind then
+      run.behind = nil
       if told > 0 and outcome == 'succeeded' then
-        end_wait(follower, lane)
-        take(follower, fence, '', 'answer', 0)
+        end_wait(follower, run.lane)
+        take(follower, run, '', 'answer', 0)
       else
         redis.call('ZREM', key('delay'), follower)
-        make_ready(follower, lane, scope, account, now, false)
-        wake(scope)
+        make_ready(follower, run, now, false)
+        wake(run.scope)
       end
-      if told == 0 then return lead(follower, flight, tonumber(deadline)) end
+      if told == 0 then return lead(follower, flight, tonumber(run.deadline)) end
       told = told - 1
     end
   end

@@ -1,20 +1,21 @@
 -- ARGV: id, front door, after, events at most. Answers the length of the log (0: there is none), its first event, then the events after the asked
 -- one.
 local id, front_door, after, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local state, log, followers, work, attempts = read(id, 'state', 'log', 'followers', 'work', 'attempts')
-local events = key('events', id)
-if state then
-  if state ~= 'ended' then follow(id, followers, front_door) end
-  if not log then
-    redis.call('HSET', key('run', id), 'log', '1')
+local run, events = find(id), key('events', ARGV[1])
+if run then
+  if run.state ~= 'ended' then follow(id, run, front_door) end
+  if not run.log then
+    run.log = '1'
+    changed[id] = true
     redis.call('DEL', events)
     redis.call('RPUSH', events, 'q' .. whole(now_us))
-    if (state == 'leased' or state == 'ended') and work == 'call' then redis.call('RPUSH', events, 's' .. attempts) end
-    if state == 'ended' then
-      redis.call('RPUSH', events, 'e' .. (redis.call('GET', key('end', id)) or ''))
+    if (run.state == 'leased' or run.state == 'ended') and run.work == 'call' then redis.call('RPUSH', events, 's' .. run.attempts) end
+    if run.state == 'ended' then
+      redis.call('RPUSH', events, 'e' .. run.ending)
       redis.call('PEXPIRE', events, LOG_TTL)
     end
   end
+  commit()
 end
 local found = redis.call('LRANGE', events, after, after + most - 1)
 table.insert(found, 1, redis.call('LINDEX', events, 0) or '')

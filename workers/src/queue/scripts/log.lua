@@ -46,9 +46,10 @@ local function follows(followers, front_door)
   return string.find(' ' .. (followers or '') .. ' ', ' ' .. front_door .. ' ', 1, true) ~= nil
 end
 
-local function follow(id, followers, front_door)
-  if not follows(followers, front_door) then
-    redis.call('HSET', key('run', id), 'followers', (followers and followers .. ' ' or '') .. front_door)
+local function follow(id, run, front_door)
+  if not follows(run.followers, front_door) then
+    run.followers = (run.followers and run.followers .. ' ' or '') .. front_door
+    changed[id] = true
   end
 end
 
@@ -59,14 +60,14 @@ local function mark(id, log)
 end
 
 -- The ending is the last event, for those who follow, and a message to the front door that waits. With `text`, that comes before it.
-local function announce(id, ending, reply_to, log, followers, text, kept, most)
-  if log then
+local function announce(id, run, text, most)
+  if run.log then
     if text then
-      note_text(id, followers, text, kept, most, 'e' .. ending)
+      note_text(id, run.followers, text, run.kept, most, 'e' .. run.ending)
     else
-      note(id, followers, 'e' .. ending)
+      note(id, run.followers, 'e' .. run.ending)
     end
     redis.call('PEXPIRE', key('events', id), LOG_TTL)
   end
-  if reply_to and not follows(followers, reply_to) then reply(reply_to, ending) end
+  if run.reply_to and not follows(run.followers, run.reply_to) then reply(run.reply_to, run.ending) end
 end

@@ -5,5 +5,6 @@ if after > 0 and now + after > before then
   redis.call('SET', paused, whole(now + after), 'PX', whole(after))
   close_room(ARGV[1])
   withdraw_all(ARGV[1])
+  commit()
 end
 return 1

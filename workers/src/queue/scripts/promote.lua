@@ -6,10 +6,10 @@ local function promote()
   for i = 1, #due, 2 do
     local id = due[i]
     redis.call('ZREM', key('delay'), id)
-    local state, lane, scope, account, flight, behind = read(id, 'state', 'lane', 'scope', 'account', 'flight', 'behind')
-    if state == 'delayed' and not (behind and stays_behind(id, flight)) then
-      make_ready(id, lane, scope, account, tonumber(due[i + 1]), true)
-      scopes[scope] = true
+    local run = find(id)
+    if run and run.state == 'delayed' and not (run.behind and stays_behind(id, run)) then
+      make_ready(id, run, tonumber(due[i + 1]), true)
+      scopes[run.scope] = true
     end
   end
   return scopes

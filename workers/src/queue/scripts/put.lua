@@ -6,7 +6,7 @@
 local PUT_ARGS = 14
 
 -- What the runs that come together have in common is written once, by `arrive`.
-local came = { runs = {}, jobs = {}, waiting = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {}, leases = {}, offers = {} }
+local came = { waiting = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {}, leases = {}, offers = {} }
 
 local function among(groups, name)
   local group = groups[name]
@@ -34,42 +34,36 @@ end
 -- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission. With `lease`, the run is offered.
 local function put(at, began, lease)
   local id, account, lane, scope, scopes, deadline, tokens, attempts, limited, fence, flight, log, reply_to, job = unpack(ARGV, at, at + PUT_ARGS - 1)
-  local run, more = key('run', id), {}
-  if scopes ~= '' then add(more, 'scopes', scopes) end
-  if reply_to ~= '' then add(more, 'reply_to', reply_to) end
-  if flight ~= '' then add(more, 'flight', flight) end
-  if log ~= '' then
-    add(more, 'log', '1')
-    if reply_to ~= '' then add(more, 'followers', reply_to) end
+  local function given(text, none)
+    if text ~= none then return text end
   end
-  came.runs[id] = true
-  add(came.jobs, key('job', id), job)
+  local run = {
+    state = 'ready', ready = NOW, account = account, lane = lane, scope = scope, deadline = deadline, tokens = tokens,
+    scopes = given(scopes, ''), reply_to = given(reply_to, ''), flight = given(flight, ''), log = given(log, ''),
+    attempts = given(attempts, '0'), limited = given(limited, '0'), fence = given(fence, '0'),
+  }
+  if run.log then run.followers = run.reply_to end
+  records[id], changed[id] = run, true
+  write(key('job', id), job)
 
   if lease then
-    fence = next_fence(fence)
-    redis.call('HSET', run, 'state', 'leased', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
-      'fence', fence, 'work', 'call', 'attempts', '1', 'taken', NOW, 'started', NOW, 'held', 'o', unpack(more))
+    run.state, run.fence, run.work, run.attempts, run.taken, run.started, run.held = 'leased', next_fence(fence), 'call', '1', NOW, NOW, 'o'
     add(came.leases, now + lease, id)
     local next_event = ''
-    if log ~= '' then
+    if run.log then
       begin_log(id, 'q' .. began, 's1')
-      tell_of(id, reply_to, 2, 's1')
+      tell_of(id, run.followers, 2, 's1')
       next_event = '3'
     end
-    add(among(came.offers, scope), offer(id, fence, next_event, job))
+    add(among(came.offers, scope), offer(id, run.fence, next_event, job))
     return
   end
 
-  if attempts ~= '0' then add(more, 'attempts', attempts) end
-  if limited ~= '0' then add(more, 'limited', limited) end
-  if fence ~= '0' then add(more, 'fence', fence) end
-  if log ~= '' then begin_log(id, 'q' .. began) end
-  redis.call('HSET', run, 'state', 'ready', 'ready', NOW, 'account', account, 'lane', lane, 'scope', scope, 'deadline', deadline, 'tokens', tokens,
-    unpack(more))
+  if run.log then begin_log(id, 'q' .. began) end
   came.waiting = came.waiting + 1
   came.bytes = came.bytes + #job
   add(came.deadlines, deadline, id)
-  if flight ~= '' and wait_behind(id, lane, flight, tonumber(deadline)) then return end
+  if run.flight and wait_behind(id, run) then return end
   add(among(came.lanes, lane), NOW, id)
   local line = among(came.lines, key('ready', lane, scope, account))
   line.lane, line.scope, line.account = lane, scope, account
@@ -79,10 +73,9 @@ local function put(at, began, lease)
 end
 
 local function arrive()
-  if #came.jobs > 0 then redis.call('MSET', unpack(came.jobs)) end
   if #came.leases > 0 then
     redis.call('ZADD', key('lease'), unpack(came.leases))
-    write_rooms()
+    write_room()
   end
   for scope, offers in pairs(came.offers) do redis.call('RPUSH', key('offers', scope), unpack(offers)) end
   if came.waiting > 0 then
@@ -99,5 +92,5 @@ local function arrive()
       if not wake(scope) then break end
     end
   end
-  tell_all()
+  commit()
 end

@@ -8,56 +8,54 @@ local function ending_work(cancel)
   return cancel == 'cancelled' and 'cancel' or 'expire'
 end
 
--- Takes a run over. The fields of a lost call are kept until the run is released, so that they survive the loss of a reaper too.
-local function take_over(id, fence, work, job, ending)
-  local new_fence = take(id, fence, worker, work, lease)
-  if work == 'record' then redis.call('HSET', key('run', id), 'state', 'ended') end
-  local attempts, limited, target, ready, waited, taken, started =
-    read(id, 'attempts', 'limited', 'target', 'ready', 'waited', 'taken', 'started')
-  local lost_worker, lost_fence, lost_attempt, lost_taken, log =
-    read(id, 'lost_worker', 'lost_fence', 'lost_attempt', 'lost_taken', 'log')
-  bytes = bytes + #job + #(ending or '')
+-- Takes a run over. What is known of a lost call is kept until the run is released, so that it survives the loss of a reaper too.
+local function take_over(id, run, work, job)
+  take(id, run, worker, work, lease)
+  if work == 'record' then run.state = 'ended' end
+  bytes = bytes + #job + #(run.ending or '')
   claims[#claims + 1] = {
-    id, job, new_fence, whole((tonumber(attempts) or 0) + 1), limited or '0', target or '0',
-    waited or whole(math.max((tonumber(taken) or now) - tonumber(ready), 0)), started or NOW, work, lost_worker or '', lost_fence or '', lost_attempt or '', lost_taken or '', ending or '', mark(id, log),
+    id, job, run.fence, whole((tonumber(run.attempts) or 0) + 1), run.limited or '0', run.target or '0',
+    run.waited or whole(math.max((tonumber(run.taken) or now) - tonumber(run.ready), 0)), run.started or NOW, work,
+    run.lost_worker or '', run.lost_fence or '', run.lost_attempt or '', run.lost_taken or '', run.ending or '', mark(id, run.log),
   }
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
   if bytes > ANSWER_BYTES then break end
-  local state, fence, work, cancel, scope, held, owner = read(id, 'state', 'fence', 'work', 'cancel', 'scope', 'held', 'owner')
-  local job = redis.call('GET', key('job', id))
-  local ending = state == 'ended' and redis.call('GET', key('end', id))
-  if state and state ~= 'leased' and state ~= 'ended' then
+  local run, job = find(id), redis.call('GET', key('job', id))
+  if run and run.state ~= 'leased' and run.state ~= 'ended' then
     redis.call('ZREM', key('lease'), id)
-  elseif not state or not job or (state == 'ended' and not ending) then
+  elseif not run or not job or (run.state == 'ended' and not run.ending) then
     forget(id)
-  elseif not withdraw_run(id, scope, held) then
-    free_slot(id, scope, held)
-    if ending then
+  elseif not withdraw_run(id, run) then
+    free_slot(id, run)
+    local work = run.work
+    if run.ending then
       work = 'record'
     elseif work == 'call' then
-      local attempts, taken = read(id, 'attempts', 'taken')
-      local losses = redis.call('HINCRBY', key('run', id), 'losses', 1)
-      redis.call('HSET', key('run', id), 'lost_worker', owner or '', 'lost_fence', fence, 'lost_attempt', attempts, 'lost_taken', taken)
+      local losses = (tonumber(run.losses) or 0) + 1
+      run.losses = whole(losses)
+      run.lost_worker, run.lost_fence, run.lost_attempt, run.lost_taken = run.owner, run.fence, run.attempts, run.taken
       work = losses > allowed and 'poison' or 'lost'
     end
-    if cancel and not ending then work = ending_work(cancel) end
-    take_over(id, fence, work, job, ending)
+    if run.cancel and not run.ending then work = ending_work(run.cancel) end
+    take_over(id, run, work, job)
   end
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - #claims, 0))) do
   if bytes > ANSWER_BYTES then break end
-  local state, fence, cancel, lane = read(id, 'state', 'fence', 'cancel', 'lane')
-  local job = redis.call('GET', key('job', id))
-  if state ~= 'ready' and state ~= 'delayed' then
+  local run, job = find(id), redis.call('GET', key('job', id))
+  if not run or (run.state ~= 'ready' and run.state ~= 'delayed') then
     redis.call('ZREM', key('deadlines'), id)
   elseif not job then
     forget(id)
   else
-    end_wait(id, lane)
-    take_over(id, fence, ending_work(cancel), job)
+    end_wait(id, run.lane)
+    take_over(id, run, ending_work(run.cancel), job)
   end
 end
+-- Nobody looks at these tombstones any more (`bury`).
+redis.call('UNLINK', key('done', MINUTES - 2), key('done', MINUTES - 3))
+commit()
 return claims

@@ -1,6 +1,10 @@
 -- ARGV: any number of runs as `put` takes them. Those that the queue knows are left as they are.
-for at = 1, #ARGV, PUT_ARGS do
-  if redis.call('EXISTS', key('run', ARGV[at]), key('done', ARGV[at])) == 0 then put(at, whole(now_us)) end
+local ids = {}
+for at = 1, #ARGV, PUT_ARGS do ids[#ids + 1] = ARGV[at] end
+find_all(ids)
+local buried = find_buried(ids)
+for i, id in ipairs(ids) do
+  if not find(id) and not buried[id] then put(1 + (i - 1) * PUT_ARGS, whole(now_us)) end
 end
 arrive()
 return 1

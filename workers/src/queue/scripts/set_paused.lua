@@ -4,6 +4,7 @@ if ARGV[1] == '1' then
   redis.call('SET', key('paused'), 1)
   redis.call('HDEL', key('meta'), 'open')
   for _, scope in ipairs(scopes) do withdraw_all(scope) end
+  commit()
   return 1
 end
 if redis.call('DEL', key('paused')) == 1 then

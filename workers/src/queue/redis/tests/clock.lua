@@ -12,9 +12,11 @@ local redis = not set_to and real or {
       local after = command == 'SET' and rest[3] or rest[1]
       if rest[4] == 'NX' and real.call('EXISTS', first) == 1 then return false end
       if command == 'SET' then real.call('SET', first, rest[1]) end
-      return real.call('ZADD', expiries, string.format('%.0f', math.floor(set_to / 1000) + after), first)
+      local expiry = string.format('%.0f', math.floor(set_to / 1000) + after)
+      if rest[2] == 'NX' then return real.call('ZADD', expiries, 'NX', expiry, first) end
+      return real.call('ZADD', expiries, expiry, first)
     end
-    if command == 'DEL' then real.call('ZREM', expiries, first, ...) end
+    if command == 'DEL' or command == 'UNLINK' then real.call('ZREM', expiries, first, ...) end
     local answer = real.call(command, first, ...)
     -- A list that was emptied is gone.
     if command == 'LPOP' and real.call('EXISTS', first) == 0 then real.call('ZREM', expiries, first) end

@@ -76,6 +76,9 @@ impl Driver for Distributed<'_> {
         work_handed_back_is_kept: true,
         workers_outlive_memory: true,
         minute: 60_001,
+        // In the set of its minute, and through the next one.
+        buried_until: |ended| ended + 120_000 - wall(ended).since(UnixMillis(0)) % 60_000,
+        buried_again: true,
         offers: true,
         offers_stand: OFFER_STANDS,
         looks: 2,

@@ -20,7 +20,7 @@ static SEND: LazyLock<Script> = LazyLock::new(|| {
         "for at = 2, #ARGV do
           tell(ARGV[1], ARGV[at - 1] == 'seq' and tonumber(ARGV[at]) or ARGV[at])
         end
-        tell_all()"
+        commit()"
     ))
 });
 
