@@ -74,7 +74,7 @@ async fn connections_to_redis_that_are_slow_or_cut_lose_nothing() {
                 redis.cli(&["CLIENT", "KILL", "TYPE", kind]);
                 sleep(Duration::from_millis(300)).await;
             }
-            redis.cli(&["SCRIPT", "FLUSH"]);
+            redis.cli(&["FUNCTION", "FLUSH"]);
             sleep(Duration::from_millis(300)).await;
         }
     })

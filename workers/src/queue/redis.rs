@@ -64,14 +64,14 @@ mod wire;
 
 use std::{
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
-use redis::{FromRedisValue, Script};
+use redis::FromRedisValue;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -80,7 +80,7 @@ pub use self::connect::ConnectError;
 use self::{
     clock::Clock,
     connect::Connections,
-    scripts::Invocation,
+    scripts::{Invocation, Step},
     together::Steps,
     wake::Waiters,
     wire::{Appended, Asking, Entering, Stashed},
@@ -150,8 +150,8 @@ impl RedisQueue {
         &self.warnings
     }
 
-    fn step(&self, script: &'static LazyLock<Script>) -> Invocation {
-        Invocation::new(script, &self.tag)
+    fn step(&self, step: Step) -> Invocation {
+        Invocation::new(step, &self.tag)
     }
 
     async fn run<T: FromRedisValue + Send>(&self, step: Invocation) -> Result<T, Unreachable> {
@@ -171,7 +171,7 @@ impl RedisQueue {
         what: &'static str,
     ) -> Result<Held, Unreachable> {
         let step = self
-            .step(&scripts::RELEASE)
+            .step(scripts::RELEASE)
             .arg(run.to_string())
             .arg(fence.0)
             .arg(millis(after))
@@ -220,10 +220,8 @@ impl Queue for RedisQueue {
     async fn heartbeat(&self, worker: WorkerId, held: &[(RunId, Fence)]) -> Result<Vec<Renewal>, Unreachable> {
         let mut renewals = Vec::with_capacity(held.len());
         for batch in held.chunks(BATCH) {
-            let step = wire::with_fences(
-                self.step(&scripts::HEARTBEAT).arg(millis(self.lease)).arg(worker.to_string()),
-                batch,
-            );
+            let step =
+                wire::with_fences(self.step(scripts::HEARTBEAT).arg(millis(self.lease)).arg(worker.to_string()), batch);
             let answers: Vec<u8> = self.run(step).await?;
             if answers.len() != batch.len() {
                 return Err(wire::garbled("a heartbeat without an answer for every run"));
@@ -242,7 +240,7 @@ impl Queue for RedisQueue {
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
-        let step = self.step(&scripts::FOLLOW).arg(run.to_string()).arg(front_door.to_string());
+        let step = self.step(scripts::FOLLOW).arg(run.to_string()).arg(front_door.to_string());
         wire::followed(&self.run::<Vec<Vec<u8>>>(step.arg(after).arg(LOG_PAGE)).await?, after)
     }
 
@@ -260,7 +258,7 @@ impl Queue for RedisQueue {
 
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
         for batch in runs.chunks(BATCH) {
-            let step = wire::with_fences(self.step(&scripts::FINISH), batch);
+            let step = wire::with_fences(self.step(scripts::FINISH), batch);
             self.run::<()>(step).await?;
         }
         Ok(())
@@ -276,7 +274,7 @@ impl Queue for RedisQueue {
 
     async fn reap(&self, worker: WorkerId, limit: usize) -> Result<Vec<Claim>, Unreachable> {
         let step = self
-            .step(&scripts::REAP)
+            .step(scripts::REAP)
             .arg(worker.to_string())
             .arg(limit.min(CLAIM_BATCH))
             .arg(millis(self.lease))
@@ -289,13 +287,13 @@ impl Queue for RedisQueue {
     }
 
     async fn pause_scope(&self, scope: &str, after: Duration) -> Result<(), Unreachable> {
-        self.run(self.step(&scripts::PAUSE_SCOPE).arg(scope).arg(millis(after))).await
+        self.run(self.step(scripts::PAUSE_SCOPE).arg(scope).arg(millis(after))).await
     }
 
     async fn missing(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable> {
         let mut missing = Vec::new();
         for batch in runs.chunks(BATCH) {
-            let step = batch.iter().fold(self.step(&scripts::MISSING), |step, run| step.arg(run.to_string()));
+            let step = batch.iter().fold(self.step(scripts::MISSING), |step, run| step.arg(run.to_string()));
             let is_missing: Vec<bool> = self.run(step).await?;
             missing.extend(batch.iter().zip(is_missing).filter(|(_, is_missing)| *is_missing).map(|(run, _)| *run));
         }
@@ -305,7 +303,7 @@ impl Queue for RedisQueue {
     async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable> {
         let mut runs = runs.iter().peekable();
         while runs.peek().is_some() {
-            let mut step = self.step(&scripts::RESTORE);
+            let mut step = self.step(scripts::RESTORE);
             let mut bytes = 0;
             for Restored { job, attempts, limited, fence } in runs.by_ref().take(RESTORE_BATCH) {
                 let encoded = job.encode();
@@ -322,18 +320,18 @@ impl Queue for RedisQueue {
 
     async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
         let knew = u8::from(self.knew.load(Ordering::Relaxed));
-        let step = self.step(&scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew).arg(millis(self.lease));
+        let step = self.step(scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew).arg(millis(self.lease));
         let epoch: Option<Vec<u8>> = self.run(step).await?;
         self.knew.store(true, Ordering::Relaxed);
         epoch.map(|epoch| wire::parse(&epoch).map(Epoch)).transpose()
     }
 
     async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {
-        self.run(self.step(&scripts::RESTORED).arg(epoch.0.to_string())).await
+        self.run(self.step(scripts::RESTORED).arg(epoch.0.to_string())).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
-        let (state, started): (String, String) = self.run(self.step(&scripts::LOCATE).arg(run.to_string())).await?;
+        let (state, started): (String, String) = self.run(self.step(scripts::LOCATE).arg(run.to_string())).await?;
         let started_at = started.parse().ok().map(UnixMillis);
         Ok(match state.as_str() {
             "ready" | "delayed" => Some(Sighting { leased: false, started_at }),
@@ -343,7 +341,7 @@ impl Queue for RedisQueue {
     }
 
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
-        let (job, ending): (Vec<u8>, Vec<u8>) = self.run(self.step(&scripts::RECALL).arg(run.to_string())).await?;
+        let (job, ending): (Vec<u8>, Vec<u8>) = self.run(self.step(scripts::RECALL).arg(run.to_string())).await?;
         // What another version wrote is for that version to show.
         let Ok(job) = Job::decode(&job) else { return Ok(None) };
         Ok(Some(Recalled { job: Arc::new(job), ending: Ending::decode(&ending).ok().map(Box::new) }))
@@ -363,11 +361,11 @@ impl Queue for RedisQueue {
     }
 
     async fn set_paused(&self, paused: bool) -> Result<(), Unreachable> {
-        self.run(self.step(&scripts::SET_PAUSED).arg(u8::from(paused))).await
+        self.run(self.step(scripts::SET_PAUSED).arg(u8::from(paused))).await
     }
 
     async fn stats(&self) -> Result<QueueStats, Unreachable> {
-        let answer: [u64; 10] = self.run(self.step(&scripts::STATS)).await?;
+        let answer: [u64; 10] = self.run(self.step(scripts::STATS)).await?;
         let [ready0, oldest0, ready1, oldest1, ready2, oldest2, delayed, leased, bytes, paused] = answer;
         let lane = |ready, oldest_ms| LaneStats { ready, oldest_ms };
         Ok(QueueStats {

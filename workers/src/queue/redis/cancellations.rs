@@ -28,7 +28,7 @@ impl RedisQueue {
         let how = if outcome.state() == RunState::Expired { "expired" } else { "cancelled" };
         let mut mark_only = false;
         for _ in 0..CANCEL_TRIES {
-            let step = self.step(&scripts::CANCEL).arg(run.to_string()).arg(how).arg(u8::from(mark_only));
+            let step = self.step(scripts::CANCEL).arg(run.to_string()).arg(how).arg(u8::from(mark_only));
             let found: Vec<Vec<u8>> = self.run(step).await?;
             let mut found = found.into_iter();
             match found.next().as_deref() {
@@ -50,7 +50,7 @@ impl RedisQueue {
                 ending.model.clone_from(&target.model);
             }
             let step = self
-                .step(&scripts::END_WAITING)
+                .step(scripts::END_WAITING)
                 .arg(run.to_string())
                 .arg(seen)
                 .arg(fence.0)

@@ -24,7 +24,7 @@ impl RedisQueue {
         let mut claimed = Claimed::default();
         loop {
             let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
-            let mut step = self.step(&scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
+            let mut step = self.step(scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
             let (registered, waits) = self.waiters.is_registered(worker, scopes);
             step = step.arg(u8::from(self.knew.load(Ordering::Relaxed))).arg(u8::from(registered)).arg(u8::from(waits));
             for limits in scopes {

@@ -1,12 +1,16 @@
-//! The steps: one Lua script each, run by its digest and loaded again whenever Redis has forgotten it.
+//! The steps: functions in Lua, of one [library](https://redis.io/docs/latest/develop/programmability/functions-intro/) that Redis loads once, and again whenever it
+//! has lost it. A script (`EVALSHA`) would build all of its helpers anew with each run, which cost a step of one run a third of its time.
+//!
+//! The library is named for its text, so that processes of two versions have one each and do not get in each other's way. It stays in Redis, and in its files,
+//! until somebody deletes it: a few kilobytes a version.
 
-use std::sync::LazyLock;
+use std::{fmt::Write, sync::LazyLock};
 
-use redis::{ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, ToRedisArgs, aio::MultiplexedConnection};
+use redis::{FromRedisValue, RedisError, ToRedisArgs, aio::MultiplexedConnection};
 
-use super::lines::Step;
+use super::lines;
 
-/// What every script begins with: how it reads the time.
+/// How the library reads the time.
 #[cfg(not(test))]
 macro_rules! clock {
     () => {
@@ -21,81 +25,125 @@ macro_rules! clock {
     };
 }
 
-/// A script: its flags, and the files that it is put together from.
+/// What all steps share, each file after those that it needs.
+const SHARED: &str = concat!(
+    clock!(),
+    "\n",
+    include_str!("../scripts/common.lua"),
+    "\n",
+    include_str!("../scripts/loss.lua"),
+    "\n",
+    include_str!("../scripts/rates.lua"),
+    "\n",
+    include_str!("../scripts/tokens.lua"),
+    "\n",
+    include_str!("../scripts/log.lua"),
+    "\n",
+    include_str!("../scripts/flight.lua"),
+    "\n",
+    include_str!("../scripts/promote.lua"),
+    "\n",
+    include_str!("../scripts/withdraw.lua"),
+    "\n",
+    include_str!("../scripts/admission.lua"),
+    "\n",
+    include_str!("../scripts/offer.lua"),
+    "\n",
+    include_str!("../scripts/put.lua"),
+    "\n",
+);
+
+/// A step by its name in the library.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step(&'static str);
+
+/// Steps: their names, their flags, and the files that they are put together from.
 ///
-/// The flags matter when memory is short. Redis then refuses a script that is not allowed to run out of memory as a whole, before its first
+/// The flags matter when memory is short. Redis then refuses a step that is not allowed to run out of memory as a whole, before its first
 /// command: so enqueue and restore fail and change nothing. All steps of runs that are in the queue already go on, because a step that
 /// stopped half-way would lose a run, and because finished runs are what frees memory.
-macro_rules! script {
-    ($name:ident, $flags:literal, $($file:literal),+) => {
-        pub(super) static $name: LazyLock<Script> = LazyLock::new(|| {
-            Script::new(concat!("#!lua", $flags, "\n", clock!(), "\n", include_str!("../scripts/common.lua"), $("\n", include_str!(concat!("../scripts/", $file))),+))
-        });
+macro_rules! steps {
+    ($list:ident: $($step:ident = $name:literal, $flags:literal, $($file:literal)+;)+) => {
+        $(pub(super) const $step: Step = Step($name);)+
+        const $list: &str = concat!(
+            $("step('", $name, "', {", $flags, "}, function()\n", $(include_str!(concat!("../scripts/", $file)), "\n",)+ "end)\n",)+
+        );
     };
 }
 
-script!(ADMIT, "", "rates.lua", "admission.lua", "admit.lua");
-script!(ENQUEUE, "", "log.lua", "flight.lua", "offer.lua", "put.lua", "rates.lua", "admission.lua", "enqueue.lua");
-script!(RESTORE, "", "log.lua", "flight.lua", "offer.lua", "put.lua", "restore.lua");
-script!(
-    CLAIM,
-    " flags=allow-oom",
-    "flight.lua",
-    "promote.lua",
-    "log.lua",
-    "rates.lua",
-    "tokens.lua",
-    "loss.lua",
-    "claiming.lua",
-    "claim.lua"
-);
-script!(HEARTBEAT, " flags=allow-oom", "heartbeat.lua");
-script!(STASH, " flags=allow-oom", "log.lua", "tokens.lua", "stash.lua");
-script!(FINISH, " flags=allow-oom", "flight.lua", "finish.lua");
-script!(RELEASE, " flags=allow-oom", "log.lua", "release.lua");
-script!(REAP, " flags=allow-oom", "flight.lua", "promote.lua", "log.lua", "withdraw.lua", "reap.lua");
-script!(CANCEL, " flags=allow-oom", "withdraw.lua", "cancel.lua");
-script!(END_WAITING, " flags=allow-oom", "log.lua", "end_waiting.lua");
-script!(APPEND, "", "log.lua", "append.lua");
-script!(FOLLOW, "", "log.lua", "follow.lua");
-script!(LOCATE, " flags=no-writes", "locate.lua");
-script!(RECALL, " flags=no-writes", "recall.lua");
-script!(MISSING, " flags=no-writes", "missing.lua");
-script!(PAUSE_SCOPE, " flags=allow-oom", "withdraw.lua", "pause_scope.lua");
-script!(SET_PAUSED, " flags=allow-oom", "withdraw.lua", "set_paused.lua");
-script!(IDLE, " flags=allow-oom", "idle.lua");
-script!(WAS_RESET, " flags=allow-oom", "loss.lua", "was_reset.lua");
-script!(RESTORED, " flags=allow-oom", "restored.lua");
-script!(STATS, " flags=allow-oom", "stats.lua");
-
-/// One run of a script, with its arguments.
-#[derive(Clone)]
-pub(super) struct Invocation {
-    script: &'static Script,
-    command: redis::Cmd,
+steps! { STEPS:
+    ADMIT = "admit", "", "admit.lua";
+    ENQUEUE = "enqueue", "", "enqueue.lua";
+    RESTORE = "restore", "", "restore.lua";
+    CLAIM = "claim", "'allow-oom'", "claiming.lua" "claim.lua";
+    HEARTBEAT = "heartbeat", "'allow-oom'", "heartbeat.lua";
+    STASH = "stash", "'allow-oom'", "stash.lua";
+    FINISH = "finish", "'allow-oom'", "finish.lua";
+    RELEASE = "release", "'allow-oom'", "release.lua";
+    REAP = "reap", "'allow-oom'", "reap.lua";
+    CANCEL = "cancel", "'allow-oom'", "cancel.lua";
+    END_WAITING = "end_waiting", "'allow-oom'", "end_waiting.lua";
+    APPEND = "append", "", "append.lua";
+    FOLLOW = "follow", "", "follow.lua";
+    LOCATE = "locate", "'no-writes'", "locate.lua";
+    RECALL = "recall", "'no-writes'", "recall.lua";
+    MISSING = "missing", "'no-writes'", "missing.lua";
+    PAUSE_SCOPE = "pause_scope", "'allow-oom'", "pause_scope.lua";
+    SET_PAUSED = "set_paused", "'allow-oom'", "set_paused.lua";
+    IDLE = "idle", "'allow-oom'", "idle.lua";
+    WAS_RESET = "was_reset", "'allow-oom'", "was_reset.lua";
+    RESTORED = "restored", "'allow-oom'", "restored.lua";
+    STATS = "stats", "'no-writes'", "stats.lua";
 }
+
+#[cfg(test)]
+steps! { TEST_STEPS:
+    SET_CLOCK = "set_clock", "", "../redis/tests/set_clock.lua";
+    TELL = "tell", "", "../redis/tests/tell.lua";
+}
+#[cfg(not(test))]
+const TEST_STEPS: &str = "";
+
+struct Library {
+    name: String,
+    code: String,
+}
+
+static LIBRARY: LazyLock<Library> = LazyLock::new(|| {
+    let text = [SHARED, STEPS, TEST_STEPS].concat();
+    let name = format!("prompt_manager_{}", redis::Script::new(&text).get_hash());
+    let mut code = String::with_capacity(text.len() + 256);
+    // Text goes into a string without fail.
+    let _ = write!(code, "#!lua name={name}\nlocal LIBRARY, KEYS, ARGV, call = '{name}', nil, nil, nil\n{text}");
+    Library { name, code }
+});
+
+/// One run of a step, with its arguments.
+#[derive(Clone)]
+pub(super) struct Invocation(redis::Cmd);
 
 impl Invocation {
     /// `tag` is the hash tag of the pool: the one key that is declared.
-    pub fn new(script: &'static Script, tag: &str) -> Self {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(script.get_hash()).arg(1).arg(tag);
-        Self { script, command }
+    pub fn new(step: Step, tag: &str) -> Self {
+        let mut command = redis::cmd("FCALL");
+        command.arg(format!("{}_{}", LIBRARY.name, step.0)).arg(1).arg(tag);
+        Self(command)
     }
 
     pub fn arg(mut self, argument: impl ToRedisArgs) -> Self {
-        self.command.arg(argument);
+        self.0.arg(argument);
         self
     }
 }
 
-impl Step for Invocation {
-    /// As [`Script`] runs itself, but without a copy of the arguments: they hold whole jobs.
+impl lines::Step for Invocation {
     async fn ask<T: FromRedisValue + Send>(&self, connection: &mut MultiplexedConnection) -> Result<T, RedisError> {
-        match self.command.query_async(connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.script.load_async(connection).await?;
-                self.command.query_async(connection).await
+        match self.0.query_async(connection).await {
+            Err(error) if error.detail().is_some_and(|detail| detail.contains("Function not found")) => {
+                let mut load = redis::cmd("FUNCTION");
+                load.arg("LOAD").arg("REPLACE").arg(&LIBRARY.code);
+                load.query_async::<()>(connection).await?;
+                self.0.query_async(connection).await
             }
             answer => answer,
         }

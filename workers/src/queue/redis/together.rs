@@ -43,11 +43,11 @@ pub(super) struct Steps {
 impl Steps {
     /// Of runs with leases of this length.
     pub fn new(connections: &Connections, tag: &str, lease: Duration) -> Self {
-        let stash = Invocation::new(&scripts::STASH, tag).arg(millis(lease)).arg(LOG_BYTES);
+        let stash = Invocation::new(scripts::STASH, tag).arg(millis(lease)).arg(LOG_BYTES);
         Self {
-            admissions: Together::new(connections.clone(), Invocation::new(&scripts::ADMIT, tag)),
-            enqueues: Together::new(connections.clone(), Invocation::new(&scripts::ENQUEUE, tag)),
-            appends: Together::new(connections.clone(), Invocation::new(&scripts::APPEND, tag).arg(LOG_BYTES)),
+            admissions: Together::new(connections.clone(), Invocation::new(scripts::ADMIT, tag)),
+            enqueues: Together::new(connections.clone(), Invocation::new(scripts::ENQUEUE, tag)),
+            appends: Together::new(connections.clone(), Invocation::new(scripts::APPEND, tag).arg(LOG_BYTES)),
             stashes: Together::new(connections.clone(), stash),
         }
     }

@@ -151,7 +151,7 @@ impl RedisQueue {
         let lists = match self.waiters.lists(worker) {
             Some(lists) => lists,
             None => {
-                if self.run(self.step(&scripts::IDLE).arg(worker.to_string())).await? {
+                if self.run(self.step(scripts::IDLE).arg(worker.to_string())).await? {
                     return Ok(Vec::new());
                 }
                 Arc::from([self.key("wake:*")])

@@ -31,7 +31,7 @@ local function admit(first, last, size, known, waiting)
   end
 
   for _, rule in ipairs(rules) do
-    local oldest = redis.call('LINDEX', rule.log, 0)
+    local oldest = call('LINDEX', rule.log, 0)
     answer[#answer + 1] = math.max(rule.limit - rule.counted, 0)
     answer[#answer + 1] = oldest and oldest + MINUTE + 1 - now or 0
   end
@@ -41,7 +41,7 @@ end
 -- What waits has a deadline.
 local function all_that_waits()
   return {
-    runs = redis.call('ZCARD', key('deadlines')),
-    bytes = tonumber(redis.call('HGET', key('meta'), 'bytes')) or 0,
+    runs = call('ZCARD', key('deadlines')),
+    bytes = tonumber(call('HGET', key('meta'), 'bytes')) or 0,
   }
 end

@@ -14,11 +14,11 @@ local function cancel()
   if run.state == 'ended' then return { 'finished' } end
   if run.state == 'leased' then
     flag(run)
-    redis.call('PUBLISH', key('cancel'), id)
+    call('PUBLISH', key('cancel'), id)
     return { 'signalled' }
   end
 
-  local job = redis.call('GET', key('job', id))
+  local job = call('GET', key('job', id))
   if not job then
     forget(id)
     return { 'unknown' }
@@ -26,7 +26,7 @@ local function cancel()
   if mark then
     -- The canceller cannot read this run; whoever can will be told to end it.
     flag(run)
-    redis.call('ZADD', key('deadlines'), now, id)
+    call('ZADD', key('deadlines'), now, id)
     return { 'signalled' }
   end
   return { 'waiting', run.fence or '0', next_fence(run.fence), job, run.started or '', run.target or '0' }

@@ -8,14 +8,14 @@ local SWEEP = 500
 -- Accounts that a lane has passed are swept out when its virtual time passes a multiple of this.
 local SWEPT_EVERY = 20000
 
-local all_paused, forgot, epoch = unpack(redis.call('MGET', key('paused'), key('forgot'), key('epoch')))
+local all_paused, forgot, epoch = unpack(call('MGET', key('paused'), key('forgot'), key('epoch')))
 if all_paused then
   set_idle(true)
   return { -1, {} }
 end
 
 local function first_delayed()
-  return tonumber(redis.call('ZRANGE', key('delay'), 0, 0, 'WITHSCORES')[2]) or math.huge
+  return tonumber(call('ZRANGE', key('delay'), 0, 0, 'WITHSCORES')[2]) or math.huge
 end
 local upcoming = first_delayed()
 if upcoming <= now then
@@ -30,7 +30,7 @@ forgot = note_loss(ARGV[4] == '1', forgot, epoch)
 
 local offers = {}
 for i, scope in ipairs(unlimited) do offers[i] = key('offers', scope.name) end
-if #offers > 0 and redis.call('EXISTS', unpack(offers)) > 0 then
+if #offers > 0 and call('EXISTS', unpack(offers)) > 0 then
   for _, scope in ipairs(unlimited) do adopt(scope.name) end
 end
 
@@ -41,7 +41,7 @@ for _, lane in ipairs(LANES) do
     turns[#turns + 1] = key('turns', lane, scope.name)
   end
 end
-local left = #turns > 0 and redis.call('EXISTS', unpack(turns)) or 0
+local left = #turns > 0 and call('EXISTS', unpack(turns)) or 0
 if left == 0 then
   set_idle(#claims < free)
   give_room()
@@ -51,7 +51,7 @@ end
 for i, lane in ipairs(LANES) do
   for j, scope in ipairs(scopes) do
     local line = turns[(i - 1) * #scopes + j]
-    if left > 0 and redis.call('EXISTS', line) == 1 then
+    if left > 0 and call('EXISTS', line) == 1 then
       left = left - 1
       scope.lines[lane] = line
       scope.is_busy = true
@@ -64,7 +64,7 @@ for _, lane in ipairs(LANES) do
   fields[#fields + 1] = 'credit:' .. lane
   fields[#fields + 1] = 'virtual:' .. lane
 end
-local values = redis.call('HMGET', key('meta'), unpack(fields))
+local values = call('HMGET', key('meta'), unpack(fields))
 for i, lane in ipairs(LANES) do
   meta[lane] = { credit = tonumber(values[2 * i]) or 0, virtual = tonumber(values[2 * i + 1]) or 0 }
 end
@@ -75,7 +75,7 @@ local busy = {}
 for _, scope in ipairs(scopes) do
   if scope.is_busy then
     busy[#busy + 1] = scope
-    local paused = tonumber(redis.call('GET', key('paused', scope.name)))
+    local paused = tonumber(call('GET', key('paused', scope.name)))
     if forgot and (scope.max_requests or scope.max_tokens) then
       paused = math.max(paused or 0, forgot + MINUTE + 1)
     elseif forgot and scope.max_slots then
@@ -83,8 +83,8 @@ for _, scope in ipairs(scopes) do
     end
     if paused and paused > now then scope.paused = paused end
     if scope.max_slots then
-      redis.call('ZREMRANGEBYSCORE', key('slots', scope.name), '-inf', now)
-      scope.slots = scope.max_slots - redis.call('ZCARD', key('slots', scope.name))
+      call('ZREMRANGEBYSCORE', key('slots', scope.name), '-inf', now)
+      scope.slots = scope.max_slots - call('ZCARD', key('slots', scope.name))
     end
     if scope.max_requests then
       scope.counted = count(key('requests', scope.name))
@@ -114,7 +114,7 @@ local function opens_at(scope, head)
   local why = obstacle(scope, head)
   if why == 'paused' then return scope.paused end
   if why == 'slots' then
-    local first = redis.call('ZRANGE', key('slots', scope.name), 0, 0, 'WITHSCORES')
+    local first = call('ZRANGE', key('slots', scope.name), 0, 0, 'WITHSCORES')
     return (tonumber(first[2]) or (now + lease)) + 1
   end
   if why == 'requests' then return opens(key('requests', scope.name), scope.counted, scope.max_requests) end
@@ -131,7 +131,7 @@ end
 
 local function time_of(lane, account)
   local known = times[lane].known
-  known[account] = known[account] or tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
+  known[account] = known[account] or tonumber(call('ZSCORE', key('virtual', lane), account)) or 0
   return known[account]
 end
 
@@ -141,7 +141,7 @@ local function set_turn(scope, lane, account, virtual)
     alone.virtual = virtual
     alone.moved = true
   else
-    redis.call('ZADD', scope.lines[lane], 'XX', virtual, account)
+    call('ZADD', scope.lines[lane], 'XX', virtual, account)
   end
 end
 
@@ -149,7 +149,7 @@ end
 local fronts = {}
 
 local function take_out(line, front)
-  if front.at > 1 then redis.call('LPOP', line, front.at - 1) end
+  if front.at > 1 then call('LPOP', line, front.at - 1) end
 end
 
 -- The first run of a line, and whoever comes after it.
@@ -161,7 +161,7 @@ local function first_two(line)
   end
   if front.at >= #front.ids and not front.is_all then
     take_out(line, front)
-    front.ids, front.at = redis.call('LRANGE', line, 0, front.size - 1), 1
+    front.ids, front.at = call('LRANGE', line, 0, front.size - 1), 1
     front.is_all = #front.ids < front.size
     front.size = 4 * front.size
   end
@@ -174,7 +174,7 @@ end
 
 -- The account has no run left in the line.
 local function leave_line(scope, lane, account)
-  redis.call('ZREM', scope.lines[lane], account)
+  call('ZREM', scope.lines[lane], account)
   if scope.alone[lane] then
     scope.alone[lane], scope.lines[lane] = nil, nil
   end
@@ -191,7 +191,7 @@ local function find_head(lane, scope)
     if alone then
       account, virtual = alone.account, alone.virtual
     else
-      local first = redis.call('ZRANGE', turns, 0, 1, 'WITHSCORES')
+      local first = call('ZRANGE', turns, 0, 1, 'WITHSCORES')
       account, virtual = first[1], tonumber(first[2])
       if not account then
         scope.lines[lane] = nil
@@ -278,7 +278,7 @@ local function hand_out(head)
   local id, run, scope, lane = head.id, head.run, head.scope, head.lane
   pass(head.line)
   scope.heads[lane] = nil
-  local job = redis.call('GET', key('job', id))
+  local job = call('GET', key('job', id))
   if not job then
     forget(id)
     return
@@ -298,7 +298,7 @@ local function hand_out(head)
     run.held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
     if run.log then note(id, run.followers, 's' .. number) end
     if scope.slots then
-      redis.call('ZADD', key('slots', scope.name), now + lease, id)
+      call('ZADD', key('slots', scope.name), now + lease, id)
       scope.slots = scope.slots - 1
     end
     if scope.at_once then scope.at_once = scope.at_once - 1 end
@@ -348,7 +348,7 @@ end
 for line, front in pairs(fronts) do take_out(line, front) end
 for _, scope in ipairs(busy) do
   for lane, alone in pairs(scope.alone) do
-    if alone.moved then redis.call('ZADD', scope.lines[lane], 'XX', alone.virtual, alone.account) end
+    if alone.moved then call('ZADD', scope.lines[lane], 'XX', alone.virtual, alone.account) end
   end
 end
 for _, lane in ipairs(LANES) do
@@ -357,7 +357,7 @@ for _, lane in ipairs(LANES) do
     changed[#changed + 1] = virtual
     changed[#changed + 1] = account
   end
-  if #changed > 0 then redis.call('ZADD', key('virtual', lane), unpack(changed)) end
+  if #changed > 0 then call('ZADD', key('virtual', lane), unpack(changed)) end
 end
 
 if #left_all > 0 then
@@ -374,14 +374,14 @@ if #left_all > 0 then
       changed[#changed + 1] = whole(virtual)
       -- An account whose time the lane has passed is as good as new. They are swept out now and then.
       if math.floor(virtual / SWEPT_EVERY) ~= math.floor(before / SWEPT_EVERY) then
-        redis.call('ZREMRANGEBYSCORE', key('virtual', lane), '-inf', '(' .. whole(virtual))
+        call('ZREMRANGEBYSCORE', key('virtual', lane), '-inf', '(' .. whole(virtual))
       end
     end
-    if left_lane[lane] then redis.call('ZREM', key('waiting', lane), unpack(left_lane[lane])) end
+    if left_lane[lane] then call('ZREM', key('waiting', lane), unpack(left_lane[lane])) end
   end
-  redis.call('HSET', key('meta'), unpack(changed))
-  redis.call('ZREM', key('deadlines'), unpack(left_all))
-  redis.call('ZADD', key('lease'), unpack(leases))
+  call('HSET', key('meta'), unpack(changed))
+  call('ZREM', key('deadlines'), unpack(left_all))
+  call('ZADD', key('lease'), unpack(leases))
 end
 
 set_idle(#claims < free)

@@ -32,11 +32,11 @@ local function set_idle(is_idle)
   for _, scope in ipairs(scopes) do
     local idle = key('idle', scope.name)
     if is_idle then
-      redis.call('ZADD', idle, now + IDLE_TTL, worker)
-      redis.call('PEXPIRE', idle, IDLE_TTL)
-      redis.call('SADD', key('scopes'), scope.name)
+      call('ZADD', idle, now + IDLE_TTL, worker)
+      call('PEXPIRE', idle, IDLE_TTL)
+      call('SADD', key('scopes'), scope.name)
     else
-      redis.call('ZREM', idle, worker)
+      call('ZREM', idle, worker)
     end
   end
 end
@@ -53,10 +53,10 @@ end
 -- Offers that nobody has taken come first. Whoever took one after all has lost it with this.
 local function adopt(scope)
   while #claims < free and bytes <= ANSWER_BYTES do
-    local offer = redis.call('LPOP', key('offers', scope))
+    local offer = call('LPOP', key('offers', scope))
     if not offer then return end
     local id = string.match(offer, '^%S+')
-    local run, job = find(id), redis.call('GET', key('job', id))
+    local run, job = find(id), call('GET', key('job', id))
     if job and stands(offer, run) then
       local work = run.cancel == 'cancelled' and 'cancel' or (run.cancel or tonumber(run.deadline) <= now) and 'expire' or 'call'
       if work == 'call' then
@@ -75,18 +75,18 @@ end
 local function give_room()
   if ARGV[6] ~= '1' or #unlimited == 0 then return end
   if #claims >= free then
-    redis.call('HSET', key('meta'), 'open', 0)
+    call('HSET', key('meta'), 'open', 0)
     return
   end
   local pauses, fields = {}, { 'open', whole(now + ROOM_TTL), 'lease', whole(lease), 'room', free - #claims }
   for i, scope in ipairs(unlimited) do pauses[i] = key('paused', scope.name) end
-  local paused = redis.call('MGET', unpack(pauses))
+  local paused = call('MGET', unpack(pauses))
   for i, scope in ipairs(unlimited) do
     fields[#fields + 1] = 'room:' .. scope.name
     fields[#fields + 1] = paused[i] and 0 or 1
   end
   -- Whoever pauses the queue must find the scopes, also in a new memory in which this worker has not been registered.
-  if redis.call('HSET', key('meta'), unpack(fields)) > 0 then
-    for _, scope in ipairs(unlimited) do redis.call('SADD', key('scopes'), scope.name) end
+  if call('HSET', key('meta'), unpack(fields)) > 0 then
+    for _, scope in ipairs(unlimited) do call('SADD', key('scopes'), scope.name) end
   end
 end

@@ -1,2 +1,5 @@
--- The time of a step: seconds, and microseconds in the second.
-local clock = redis.call('TIME')
+-- The time of a step: seconds, and microseconds in the second, as texts.
+local function read_clock()
+  call = redis.call
+  return call('TIME')
+end

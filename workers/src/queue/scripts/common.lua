@@ -4,9 +4,6 @@
 -- Times are milliseconds of this server's clock (`clock.lua`); only fences are microseconds. A Lua number holds both exactly, but its text may be cut to 14
 -- digits or get an exponent: what must stay an integer is written with `whole`.
 
-local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
-local now = math.floor(now_us / 1000)
-
 local LANES = { 'interactive', 'default', 'batch' }
 local WILDCARD = '*'
 local WAKE_TTL = 60000
@@ -15,20 +12,45 @@ local MINUTE = 60000
 -- One answer with claims holds no more than about this many bytes, so that it does not hold Redis up.
 local ANSWER_BYTES = 4 * 1024 * 1024
 
-local PREFIX = KEYS[1] .. ':'
+-- Minus zero is a number too, and Redis reads its text as none: adding zero makes it zero.
+local function whole(number)
+  return string.format('%.0f', number + 0)
+end
+
+-- The moment of the step in microseconds and in milliseconds, and as text; which minute that is; how all keys begin.
+local now_us, now, NOW_US, NOW, THIS_MINUTE, PREFIX
+-- What the step has read, changed and is to tell (`record.lua`, `tell`).
+local records, changed, writes, news
+
+-- A library is loaded once, and what stands outside of its functions is there for all steps: so each begins with this.
+local function begin()
+  local seconds, micros = unpack(read_clock())
+  NOW_US = seconds .. string.rep('0', 6 - #micros) .. micros
+  NOW = string.sub(NOW_US, 1, -4)
+  now_us, now, PREFIX = tonumber(NOW_US), tonumber(NOW), KEYS[1] .. ':'
+  THIS_MINUTE = math.floor(now / MINUTE)
+  records, changed, writes, news = {}, {}, {}, {}
+end
+
+-- A step of the queue: a function of the library that processes call.
+local function step(name, flags, body)
+  redis.register_function({
+    function_name = LIBRARY .. '_' .. name,
+    flags = flags,
+    callback = function(keys, args)
+      KEYS, ARGV = keys, args
+      begin()
+      return body()
+    end,
+  })
+end
+
 local function key(name, a, b, c)
   if not a then return PREFIX .. name end
   if not b then return PREFIX .. name .. ':' .. a end
   if not c then return PREFIX .. name .. ':' .. a .. ':' .. b end
   return PREFIX .. name .. ':' .. a .. ':' .. b .. ':' .. c
 end
-
--- Minus zero is a number too, and Redis reads its text as none: adding zero makes it zero.
-local function whole(number)
-  return string.format('%.0f', number + 0)
-end
-
-local NOW = whole(now)
 
 -- What the meaning of `held` in a run is: what its call took from the limits of its scope, an 's' for a slot and a 't' for tokens; or an 'o' when it
 -- was offered, and took nothing.
@@ -38,22 +60,34 @@ end
 
 -- The record of a run, `run:<id>`, is a table of texts, packed. A step reads it once, and what it changes is written by `commit`, together: every
 -- step that changes a record ends with that. What a step needs of many runs it reads at once (`find_all`).
-local records, changed = {}, {}
+--
+-- A run that was offered and of which nothing more is to be said has a short record, which is written and read in a fraction of the time, because most runs that are waited
+-- for have no other one in their life: `<state><log><fence> <reply to> <ready> <deadline> <lane> <account> <tokens> <scope>`. The state is 'l' (leased) or 'e' (ended); 'l' or '-'
+-- says whether there is a log, which is followed by whoever waits for the reply.
+local SHORT = '^([le])([l-])(%d+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$'
 
+-- False when there is none. What cannot be read is as good as gone.
 local function unpacked(record)
   if not record then return false end
+  local state, log, fence, reply_to, ready, deadline, lane, account, tokens, scope = string.match(record, SHORT)
+  if state then
+    reply_to = reply_to ~= '' and reply_to or nil
+    return {
+      state = state == 'l' and 'leased' or 'ended', fence = fence, reply_to = reply_to, ready = ready, deadline = deadline, lane = lane,
+      account = account, tokens = tokens, scope = scope, log = log == 'l' and '1' or nil, followers = log == 'l' and reply_to or nil,
+      work = 'call', attempts = '1', taken = ready, started = ready, held = 'o',
+    }
+  end
   local ok, run = pcall(cmsgpack.unpack, record)
-  -- What cannot be read is as good as gone.
   return ok and type(run) == 'table' and run
 end
 
 -- The record of a run; false when the queue does not know it.
 local function find(id)
   local run = records[id]
-  if run == nil then
-    run = unpacked(redis.call('GET', key('run', id)))
-    records[id] = run
-  end
+  if type(run) == 'table' or run == false then return run end
+  run = unpacked(run or call('GET', key('run', id)))
+  records[id] = run
   return run
 end
 
@@ -61,15 +95,25 @@ local function find_all(ids)
   if #ids == 0 then return end
   local names = {}
   for i, id in ipairs(ids) do names[i] = key('run', id) end
-  for i, record in ipairs(redis.call('MGET', unpack(names))) do records[ids[i]] = unpacked(record) end
+  for i, record in ipairs(call('MGET', unpack(names))) do records[ids[i]] = record end
 end
 
--- What is written in the end of a step, in one command: names and values.
-local writes = {}
-
+-- What is written in the end of a step, in one command.
 local function write(name, value)
-  writes[#writes + 1] = name
-  writes[#writes + 1] = value
+  local at = #writes
+  writes[at + 1] = name
+  writes[at + 2] = value
+end
+
+-- The short record of a run that `find_all` has read, if it has one in this state and under this fence.
+local function short(id, state, fence)
+  local record = records[id]
+  if type(record) == 'string' and string.sub(record, 1, 1) == state and string.sub(record, 3, #fence + 3) == fence .. ' ' then return record end
+end
+
+local function write_short(id, record)
+  records[id] = record
+  write(key('run', id), record)
 end
 
 -- Whether an entry of `offers:<scope>` is an offer that nobody is known to have taken. It is none when Redis forgot in a crash that it was taken: then
@@ -78,12 +122,9 @@ local function stands(offer, run)
   return run and run.state == 'leased' and not run.owner and run.fence == string.match(offer, '^%S+ (%S+)')
 end
 
-local NOW_US = nil
 local function next_fence(previous)
-  local fence = math.max((tonumber(previous) or 0) + 1, now_us)
-  if fence > now_us then return whole(fence) end
-  NOW_US = NOW_US or whole(now_us)
-  return NOW_US
+  local after = (tonumber(previous) or 0) + 1
+  return after > now_us and whole(after) or NOW_US
 end
 
 -- Wakes one worker that ran out of work in this scope, unless as many as are idle have been woken already: answers whether it did. A worker
@@ -91,9 +132,9 @@ end
 local function wake(scope)
   for _, name in ipairs({ scope, WILDCARD }) do
     local tokens = key('wake', name)
-    local idle = redis.call('ZCOUNT', key('idle', name), now, '+inf')
-    if idle > 0 and redis.call('LLEN', tokens) < idle then
-      if redis.call('RPUSH', tokens, 1) == 1 then redis.call('PEXPIRE', tokens, WAKE_TTL) end
+    local idle = call('ZCOUNT', key('idle', name), now, '+inf')
+    if idle > 0 and call('LLEN', tokens) < idle then
+      if call('RPUSH', tokens, 1) == 1 then call('PEXPIRE', tokens, WAKE_TTL) end
       return true
     end
   end
@@ -105,47 +146,47 @@ local function has_waiting(scope)
   for i, lane in ipairs(LANES) do
     keys[i] = key('turns', lane, scope)
   end
-  return redis.call('EXISTS', unpack(keys)) > 0
+  return call('EXISTS', unpack(keys)) > 0
 end
 
 -- Gives a concurrency slot back, if the call took one; whoever waits for it is woken.
 local function free_slot(id, run)
-  if has(run.held, 's') and redis.call('ZREM', key('slots', run.scope), id) == 1 and has_waiting(run.scope) then
+  if has(run.held, 's') and call('ZREM', key('slots', run.scope), id) == 1 and has_waiting(run.scope) then
     wake(run.scope)
   end
 end
 
 -- From here on the run counts as waiting (ready or delayed): against depth, bytes and its deadline.
 local function begin_wait(id, deadline, size)
-  redis.call('ZADD', key('deadlines'), deadline, id)
-  redis.call('HINCRBY', key('meta'), 'bytes', whole(size))
+  call('ZADD', key('deadlines'), deadline, id)
+  call('HINCRBY', key('meta'), 'bytes', whole(size))
 end
 
 local function end_wait(id, lane)
-  redis.call('ZREM', key('waiting', lane), id)
-  redis.call('ZREM', key('delay'), id)
-  redis.call('ZREM', key('deadlines'), id)
-  redis.call('HINCRBY', key('meta'), 'bytes', whole(-redis.call('STRLEN', key('job', id))))
+  call('ZREM', key('waiting', lane), id)
+  call('ZREM', key('delay'), id)
+  call('ZREM', key('deadlines'), id)
+  call('HINCRBY', key('meta'), 'bytes', whole(-call('STRLEN', key('job', id))))
 end
 
 -- Gives an account with a line its turn, if it has none. One that becomes active starts at the virtual time of its lane, never before it.
 local function take_turn(lane, scope, account)
-  local virtual = tonumber(redis.call('HGET', key('meta'), 'virtual:' .. lane)) or 0
-  local own = tonumber(redis.call('ZSCORE', key('virtual', lane), account)) or 0
-  redis.call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
+  local virtual = tonumber(call('HGET', key('meta'), 'virtual:' .. lane)) or 0
+  local own = tonumber(call('ZSCORE', key('virtual', lane), account)) or 0
+  call('ZADD', key('turns', lane, scope), 'NX', math.max(virtual, own), account)
 end
 
 -- Puts a run that is ready in line.
 local function line_up(id, lane, scope, account, since, in_front)
-  redis.call('ZADD', key('waiting', lane), since, id)
+  call('ZADD', key('waiting', lane), since, id)
   -- An account with a line has its turn; one whose run was handed back may have lost it.
-  if redis.call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id) > 1 and not in_front then return end
+  if call(in_front and 'LPUSH' or 'RPUSH', key('ready', lane, scope, account), id) > 1 and not in_front then return end
   take_turn(lane, scope, account)
 end
 
 -- No run of this scope is offered before a claim has found its lines empty.
 local function close_room(scope)
-  redis.call('HDEL', key('meta'), 'room:' .. scope)
+  call('HDEL', key('meta'), 'room:' .. scope)
 end
 
 local function make_ready(id, run, since, in_front)
@@ -156,46 +197,44 @@ local function make_ready(id, run, since, in_front)
 end
 
 -- What a step tells the front doors is gathered, any number of `'ending', <ending>` and of `'run', <id>, 'seq', <number>, 'event', <event>`.
-local news = {}
-
-local function tell(front_door, ...)
+local function news_for(front_door)
   local parts = news[front_door]
   if not parts then
     parts = {}
     news[front_door] = parts
   end
-  for i = 1, select('#', ...) do parts[#parts + 1] = (select(i, ...)) end
+  return parts
+end
+
+-- Tells the front door that waits of an ending.
+local function reply(front_door, ending)
+  local parts = news_for(front_door)
+  parts[#parts + 1] = 'ending'
+  parts[#parts + 1] = ending
 end
 
 -- The end of a step: writes the records that it changed, and tells each front door what there is to tell, in one message and in this order. Whoever
 -- does not hear it finds the same in the ledger and in the log (`replies.rs`), so that nothing of it is kept here.
 local function commit()
   for id in pairs(changed) do write(key('run', id), cmsgpack.pack(records[id])) end
-  if #writes > 0 then redis.call('MSET', unpack(writes)) end
-  for front_door, parts in pairs(news) do redis.call('PUBLISH', key('reply', front_door), cmsgpack.pack(parts)) end
-end
-
--- Tells the front door that waits of an ending.
-local function reply(front_door, ending)
-  tell(front_door, 'ending', ending)
+  if #writes > 0 then call('MSET', unpack(writes)) end
+  for front_door, parts in pairs(news) do call('PUBLISH', key('reply', front_door), cmsgpack.pack(parts)) end
 end
 
 -- A run that is over leaves a tombstone for a while, which stops a late copy of it from coming back to life: its id in the set of the minute. It stays for
 -- one to two minutes. A set that nobody looks at any more is dropped by the reaper, beside the work of Redis; its time to live is for a queue without one.
-local MINUTES = math.floor(now / MINUTE)
-
 local function bury(ids)
   if #ids == 0 then return end
-  local graves = key('done', MINUTES)
-  redis.call('SADD', graves, unpack(ids))
-  redis.call('PEXPIRE', graves, 3 * MINUTE, 'NX')
+  local graves = key('done', THIS_MINUTE)
+  call('SADD', graves, unpack(ids))
+  call('PEXPIRE', graves, 3 * MINUTE, 'NX')
 end
 
 -- Which of these runs have a tombstone, by id.
 local function find_buried(ids)
   local buried = {}
-  for minute = MINUTES - 1, MINUTES do
-    for i, is_there in ipairs(redis.call('SMISMEMBER', key('done', minute), unpack(ids))) do
+  for minute = THIS_MINUTE - 1, THIS_MINUTE do
+    for i, is_there in ipairs(call('SMISMEMBER', key('done', minute), unpack(ids))) do
       if is_there == 1 then buried[ids[i]] = true end
     end
   end
@@ -209,12 +248,12 @@ end
 -- Drops a run of which a part is gone (evicted, or deleted by hand): the reconciler restores what the ledger knows.
 local function forget(id)
   records[id], changed[id] = false, nil
-  redis.call('DEL', key('run', id), key('job', id), key('events', id))
-  redis.call('ZREM', key('lease'), id)
-  redis.call('ZREM', key('delay'), id)
-  redis.call('ZREM', key('deadlines'), id)
+  call('DEL', key('run', id), key('job', id), key('end', id), key('events', id))
+  call('ZREM', key('lease'), id)
+  call('ZREM', key('delay'), id)
+  call('ZREM', key('deadlines'), id)
   for _, lane in ipairs(LANES) do
-    redis.call('ZREM', key('waiting', lane), id)
+    call('ZREM', key('waiting', lane), id)
   end
 end
 
@@ -222,5 +261,5 @@ end
 local function take(id, run, worker, work, lease)
   run.state, run.fence, run.owner, run.work = 'leased', next_fence(run.fence), worker, work
   changed[id] = true
-  redis.call('ZADD', key('lease'), now + lease, id)
+  call('ZADD', key('lease'), now + lease, id)
 end

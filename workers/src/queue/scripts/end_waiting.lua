@@ -5,9 +5,10 @@ local run = find(id)
 if not run or (run.state ~= 'ready' and run.state ~= 'delayed') or (run.fence or '0') ~= ARGV[2] then return 0 end
 
 end_wait(id, run.lane)
-run.state, run.fence, run.work, run.ending = 'ended', ARGV[3], 'record', ARGV[5]
+run.state, run.fence, run.work = 'ended', ARGV[3], 'record'
+write(key('end', id), ARGV[5])
 changed[id] = true
-redis.call('ZADD', key('lease'), now + tonumber(ARGV[4]), id)
-announce(id, run)
+call('ZADD', key('lease'), now + tonumber(ARGV[4]), id)
+announce(id, run, ARGV[5])
 commit()
 return 1

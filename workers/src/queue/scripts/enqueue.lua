@@ -4,6 +4,7 @@
 -- Offers travel whole, and those of one read together.
 local OFFERED_BYTES = 256 * 1024
 
+begin_put()
 local before = nil
 
 -- What waits before a run that comes now.
@@ -36,14 +37,19 @@ local function enqueue(at, last)
     run.reply_to = reply_to
     changed[id] = true
     if log ~= '' then follow(id, run, reply_to) end
-    if run.state == 'ended' then reply(reply_to, run.ending) end
+    local ending = run.state == 'ended' and call('GET', key('end', id))
+    if ending then reply(reply_to, ending) end
   end
 
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.
   local is_offered = not known and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and has_room(scope)
   local first, answer = at + PUT_ARGS, { 'yes' }
   if last >= first then answer = admit(first, last, #job, known, not is_offered and not known and waiting() or nil) end
-  if answer[1] == 'yes' and not known then put(at, '', is_offered and take_room(scope) or nil) end
+  if answer[1] == 'yes' and is_offered then
+    put_offered(at, take_room(scope))
+  elseif answer[1] == 'yes' and not known then
+    put(at, '')
+  end
   return answer
 end
 

@@ -15,22 +15,22 @@ local function ttl_until(deadline)
 end
 
 local function lead(id, flight, deadline)
-  redis.call('SET', key('flight', flight), id, 'PX', ttl_until(deadline))
+  call('SET', key('flight', flight), id, 'PX', ttl_until(deadline))
 end
 
 -- Whether a run that comes into the queue waits behind another one. Otherwise it leads.
 local function wait_behind(id, run)
   local flight, deadline = run.flight, tonumber(run.deadline)
-  local of = redis.call('GET', key('flight', flight))
+  local of = call('GET', key('flight', flight))
   local leader = of and find(of)
   if leader then
     local called = (tonumber(leader.attempts) or 0) > 0 or (leader.state ~= 'ready' and leader.state ~= 'delayed')
     if called or RANK[leader.lane] <= RANK[run.lane] then
       local line = key('behind', flight)
       run.state, run.ready, run.behind = 'delayed', NOW, '1'
-      redis.call('ZADD', key('delay'), now + LOOK_AGAIN, id)
-      redis.call('RPUSH', line, id)
-      redis.call('PEXPIRE', line, ttl_until(deadline))
+      call('ZADD', key('delay'), now + LOOK_AGAIN, id)
+      call('RPUSH', line, id)
+      call('PEXPIRE', line, ttl_until(deadline))
       return true
     end
   end
@@ -40,9 +40,9 @@ end
 
 -- Whether a run whose delay is over is delayed again, because its leader is still there. Otherwise it leads.
 local function stays_behind(id, run)
-  local leader = redis.call('GET', key('flight', run.flight))
+  local leader = call('GET', key('flight', run.flight))
   if leader and find(leader) then
-    redis.call('ZADD', key('delay'), now + LOOK_AGAIN, id)
+    call('ZADD', key('delay'), now + LOOK_AGAIN, id)
     return true
   end
   run.behind = nil
@@ -53,11 +53,11 @@ end
 
 -- A leader has been finished, with this outcome; those behind it go on.
 local function land(id, flight, outcome)
-  if redis.call('GET', key('flight', flight)) ~= id then return end
-  redis.call('DEL', key('flight', flight))
+  if call('GET', key('flight', flight)) ~= id then return end
+  call('DEL', key('flight', flight))
   local told = (outcome == 'succeeded' or outcome == 'failed') and TOLD_AT_ONCE or 0
   while true do
-    local follower = redis.call('LPOP', key('behind', flight))
+    local follower = call('LPOP', key('behind', flight))
     if not follower then return end
     local run = find(follower)
     if run and run.state == 'delayed' and run.behind then
@@ -66,7 +66,7 @@ local function land(id, flight, outcome)
         end_wait(follower, run.lane)
         take(follower, run, '', 'answer', 0)
       else
-        redis.call('ZREM', key('delay'), follower)
+        call('ZREM', key('delay'), follower)
         make_ready(follower, run, now, false)
         wake(run.scope)
       end

@@ -7,17 +7,17 @@ if run then
   if not run.log then
     run.log = '1'
     changed[id] = true
-    redis.call('DEL', events)
-    redis.call('RPUSH', events, 'q' .. whole(now_us))
-    if (run.state == 'leased' or run.state == 'ended') and run.work == 'call' then redis.call('RPUSH', events, 's' .. run.attempts) end
+    call('DEL', events)
+    call('RPUSH', events, 'q' .. whole(now_us))
+    if (run.state == 'leased' or run.state == 'ended') and run.work == 'call' then call('RPUSH', events, 's' .. run.attempts) end
     if run.state == 'ended' then
-      redis.call('RPUSH', events, 'e' .. run.ending)
-      redis.call('PEXPIRE', events, LOG_TTL)
+      call('RPUSH', events, 'e' .. (call('GET', key('end', id)) or ''))
+      call('PEXPIRE', events, LOG_TTL)
     end
   end
   commit()
 end
-local found = redis.call('LRANGE', events, after, after + most - 1)
-table.insert(found, 1, redis.call('LINDEX', events, 0) or '')
-table.insert(found, 1, whole(redis.call('LLEN', events)))
+local found = call('LRANGE', events, after, after + most - 1)
+table.insert(found, 1, call('LINDEX', events, 0) or '')
+table.insert(found, 1, whole(call('LLEN', events)))
 return found

@@ -10,15 +10,15 @@ for i, id in ipairs(ids) do
   if run and run.fence == ARGV[2 * i + 2] and (run.state == 'leased' or run.state == 'ended') then
     -- A call whose lease ran out has lost its slot with it, so it cannot be renewed; an ending that waits to be recorded can.
     local calling = run.state == 'leased' and run.work == 'call'
-    local held_until = tonumber(redis.call('ZSCORE', key('lease'), id)) or 0
+    local held_until = tonumber(call('ZSCORE', key('lease'), id)) or 0
     if not calling or held_until > now then
-      redis.call('ZADD', key('lease'), expiry, id)
+      call('ZADD', key('lease'), expiry, id)
       -- Who took an offer is known from here on.
       if calling and not run.owner then
         run.owner = ARGV[2]
         changed[id] = true
       end
-      if calling and has(run.held, 's') then redis.call('ZADD', key('slots', run.scope), expiry, id) end
+      if calling and has(run.held, 's') then call('ZADD', key('slots', run.scope), expiry, id) end
       answer = (run.cancel and run.state == 'leased') and 1 or 0
     end
   end

@@ -4,19 +4,21 @@
 
 local function tell_of(id, followers, seq, event)
   for front_door in string.gmatch(followers or '', '%S+') do
-    tell(front_door, 'run', id, 'seq', seq, 'event', event)
+    local parts = news_for(front_door)
+    local at = #parts
+    parts[at + 1], parts[at + 2], parts[at + 3], parts[at + 4], parts[at + 5], parts[at + 6] = 'run', id, 'seq', seq, 'event', event
   end
 end
 
 local function note(id, followers, event)
-  tell_of(id, followers, redis.call('RPUSH', key('events', id), event), event)
+  tell_of(id, followers, call('RPUSH', key('events', id), event), event)
 end
 
 -- Adds text to the log, up to `most` bytes of it; `kept` is how many it has. `text.first` is the place that the first delta should get: those whose place
 -- is taken came with a step whose answer was lost. With `ending`, that comes last. Answers how many bytes the log has now.
 local function note_text(id, followers, text, kept, most, ending)
   local events, kept = key('events', id), tonumber(kept) or 0
-  local entries, length = {}, redis.call('LLEN', events)
+  local entries, length = {}, call('LLEN', events)
   for i, delta in ipairs(text) do
     if text.first + i - 1 > length then
       kept = kept + #delta
@@ -29,7 +31,7 @@ local function note_text(id, followers, text, kept, most, ending)
     entries[#entries + 1] = ending
     tell_of(id, followers, length + #entries, ending)
   end
-  if #entries > 0 then redis.call('RPUSH', events, unpack(entries)) end
+  if #entries > 0 then call('RPUSH', events, unpack(entries)) end
   return kept
 end
 
@@ -56,18 +58,21 @@ end
 -- Where the log stands, for the owner of a lease: the number of the next event, with a 'd' behind it while text counts.
 local function mark(id, log)
   if not log then return '' end
-  return (redis.call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
+  return (call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
+end
+
+-- The ending comes last in a log, behind the text, if there is one.
+local function end_log(id, followers, ending, text, kept, most)
+  if text then
+    note_text(id, followers, text, kept, most, 'e' .. ending)
+  else
+    note(id, followers, 'e' .. ending)
+  end
+  call('PEXPIRE', key('events', id), LOG_TTL)
 end
 
 -- The ending is the last event, for those who follow, and a message to the front door that waits. With `text`, that comes before it.
-local function announce(id, run, text, most)
-  if run.log then
-    if text then
-      note_text(id, run.followers, text, run.kept, most, 'e' .. run.ending)
-    else
-      note(id, run.followers, 'e' .. run.ending)
-    end
-    redis.call('PEXPIRE', key('events', id), LOG_TTL)
-  end
-  if run.reply_to and not follows(run.followers, run.reply_to) then reply(run.reply_to, run.ending) end
+local function announce(id, run, ending, text, most)
+  if run.log then end_log(id, run.followers, ending, text, run.kept, most) end
+  if run.reply_to and not follows(run.followers, run.reply_to) then reply(run.reply_to, ending) end
 end

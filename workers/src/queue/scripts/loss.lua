@@ -4,7 +4,7 @@ local function note_loss(knew, forgot, epoch)
   forgot = tonumber(forgot)
   if knew and not forgot and not epoch then
     forgot = now
-    redis.call('SET', key('forgot'), NOW, 'PX', MINUTE + 1000)
+    call('SET', key('forgot'), NOW, 'PX', MINUTE + 1000)
   end
   return forgot
 end

@@ -1,6 +1,6 @@
 -- ARGV: ids. Answers for each whether the queue does not know the run, tombstones included: 1 or 0.
 local buried, answers = find_buried(ARGV), {}
 for i, id in ipairs(ARGV) do
-  answers[i] = (buried[id] or redis.call('EXISTS', key('run', id)) == 1) and 0 or 1
+  answers[i] = (buried[id] or call('EXISTS', key('run', id)) == 1) and 0 or 1
 end
 return answers

@@ -1,12 +1,16 @@
 -- Offers: runs that are leased as they come, to whichever idle worker takes them from the list `offers:<scope>` first. Only a scope without limits
 -- has room for them, and only while none of its runs wait in line. There is room for as many as the last claim left executors free.
-local rooms, room_left = {}, nil
+local rooms, room_left
+
+local function begin_offers()
+  rooms, room_left = {}, nil
+end
 
 -- Whether the scope `is_open`; whether it `was_open` once and has not been shut since, though that may be over; and the `lease` that its runs get.
 local function room_in(scope)
   local room = rooms[scope]
   if not room then
-    local mark, left, open, lease = unpack(redis.call('HMGET', key('meta'), 'room:' .. scope, 'room', 'open', 'lease'))
+    local mark, left, open, lease = unpack(call('HMGET', key('meta'), 'room:' .. scope, 'room', 'open', 'lease'))
     room = { was_open = mark == '1', is_open = mark == '1' and (tonumber(open) or 0) > now, lease = tonumber(lease) }
     rooms[scope] = room
     room_left = room_left or tonumber(left) or 0
@@ -25,7 +29,7 @@ local function take_room(scope)
 end
 
 local function write_room()
-  redis.call('HSET', key('meta'), 'room', room_left)
+  call('HSET', key('meta'), 'room', room_left)
 end
 
 -- A run of the scope waits in line: no other one is offered past it.

@@ -1,8 +1,8 @@
 -- ARGV: scope, for how long. A shorter pause does not end a longer one.
 local paused, after = key('paused', ARGV[1]), tonumber(ARGV[2])
-local before = tonumber(redis.call('GET', paused)) or 0
+local before = tonumber(call('GET', paused)) or 0
 if after > 0 and now + after > before then
-  redis.call('SET', paused, whole(now + after), 'PX', whole(after))
+  call('SET', paused, whole(now + after), 'PX', whole(after))
   close_room(ARGV[1])
   withdraw_all(ARGV[1])
   commit()

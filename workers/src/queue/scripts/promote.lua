@@ -2,10 +2,10 @@
 -- runs, which came after them.
 local function promote()
   local scopes = {}
-  local due = redis.call('ZRANGEBYSCORE', key('delay'), '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
+  local due = call('ZRANGEBYSCORE', key('delay'), '-inf', now, 'WITHSCORES', 'LIMIT', 0, 200)
   for i = 1, #due, 2 do
     local id = due[i]
-    redis.call('ZREM', key('delay'), id)
+    call('ZREM', key('delay'), id)
     local run = find(id)
     if run and run.state == 'delayed' and not (run.behind and stays_behind(id, run)) then
       make_ready(id, run, tonumber(due[i + 1]), true)

@@ -6,7 +6,12 @@
 local PUT_ARGS = 14
 
 -- What the runs that come together have in common is written once, by `arrive`.
-local came = { waiting = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {}, leases = {}, offers = {} }
+local came
+
+local function begin_put()
+  came = { waiting = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {}, leases = {}, offers = {} }
+  begin_offers()
+end
 
 local function among(groups, name)
   local group = groups[name]
@@ -25,40 +30,56 @@ end
 -- The log of a run begins anew: what an earlier one of it left is gone.
 local function begin_log(id, ...)
   local events = key('events', id)
-  if redis.call('RPUSH', events, ...) > select('#', ...) then
-    redis.call('DEL', events)
-    redis.call('RPUSH', events, ...)
+  if call('RPUSH', events, ...) > select('#', ...) then
+    call('DEL', events)
+    call('RPUSH', events, ...)
   end
 end
 
--- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission. With `lease`, the run is offered.
-local function put(at, began, lease)
-  local id, account, lane, scope, scopes, deadline, tokens, attempts, limited, fence, flight, log, reply_to, job = unpack(ARGV, at, at + PUT_ARGS - 1)
-  local function given(text, none)
-    if text ~= none then return text end
-  end
+local function given(text, none)
+  if text ~= none then return text end
+end
+
+-- The record of a run as it comes; `fence` and what else is none is left out.
+local function arrived(state, id, account, lane, scope, scopes, deadline, tokens, attempts, limited, fence, flight, log, reply_to)
   local run = {
-    state = 'ready', ready = NOW, account = account, lane = lane, scope = scope, deadline = deadline, tokens = tokens,
+    state = state, ready = NOW, account = account, lane = lane, scope = scope, deadline = deadline, tokens = tokens,
     scopes = given(scopes, ''), reply_to = given(reply_to, ''), flight = given(flight, ''), log = given(log, ''),
     attempts = given(attempts, '0'), limited = given(limited, '0'), fence = given(fence, '0'),
   }
   if run.log then run.followers = run.reply_to end
   records[id], changed[id] = run, true
-  write(key('job', id), job)
+  return run
+end
 
-  if lease then
-    run.state, run.fence, run.work, run.attempts, run.taken, run.started, run.held = 'leased', next_fence(fence), 'call', '1', NOW, NOW, 'o'
-    add(came.leases, now + lease, id)
-    local next_event = ''
-    if run.log then
-      begin_log(id, 'q' .. began, 's1')
-      tell_of(id, run.followers, 2, 's1')
-      next_event = '3'
-    end
-    add(among(came.offers, scope), offer(id, run.fence, next_event, job))
-    return
+-- A run that is leased as it comes.
+local function put_offered(at, lease)
+  local id, account, lane, scope, scopes, deadline, tokens, _, _, fence, _, log, reply_to, job = unpack(ARGV, at, at + PUT_ARGS - 1)
+  fence = next_fence(fence)
+  if scopes == '' then
+    local line = { log == '' and 'l-' .. fence or 'll' .. fence, reply_to, NOW, deadline, lane, account, tokens, scope }
+    write_short(id, table.concat(line, ' '))
+  else
+    local run = arrived('leased', unpack(ARGV, at, at + PUT_ARGS - 2))
+    run.fence, run.work, run.attempts, run.taken, run.started, run.held = fence, 'call', '1', NOW, NOW, 'o'
   end
+  write(key('job', id), job)
+  add(came.leases, now + lease, id)
+  local next_event = ''
+  if log ~= '' then
+    begin_log(id, 'q', 's1')
+    tell_of(id, reply_to, 2, 's1')
+    next_event = '3'
+  end
+  local offers = among(came.offers, scope)
+  offers[#offers + 1] = offer(id, fence, next_event, job)
+end
 
+-- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission.
+local function put(at, began)
+  local run = arrived('ready', unpack(ARGV, at, at + PUT_ARGS - 2))
+  local id, account, lane, scope, deadline, job = ARGV[at], run.account, run.lane, run.scope, run.deadline, ARGV[at + PUT_ARGS - 1]
+  write(key('job', id), job)
   if run.log then begin_log(id, 'q' .. began) end
   came.waiting = came.waiting + 1
   came.bytes = came.bytes + #job
@@ -74,18 +95,18 @@ end
 
 local function arrive()
   if #came.leases > 0 then
-    redis.call('ZADD', key('lease'), unpack(came.leases))
+    call('ZADD', key('lease'), unpack(came.leases))
     write_room()
   end
-  for scope, offers in pairs(came.offers) do redis.call('RPUSH', key('offers', scope), unpack(offers)) end
+  for scope, offers in pairs(came.offers) do call('RPUSH', key('offers', scope), unpack(offers)) end
   if came.waiting > 0 then
-    redis.call('ZADD', key('deadlines'), unpack(came.deadlines))
-    redis.call('HINCRBY', key('meta'), 'bytes', whole(came.bytes))
+    call('ZADD', key('deadlines'), unpack(came.deadlines))
+    call('HINCRBY', key('meta'), 'bytes', whole(came.bytes))
   end
-  for lane, runs in pairs(came.lanes) do redis.call('ZADD', key('waiting', lane), unpack(runs)) end
+  for lane, runs in pairs(came.lanes) do call('ZADD', key('waiting', lane), unpack(runs)) end
   for name, line in pairs(came.lines) do
     -- An account that has a line has its turn.
-    if redis.call('RPUSH', name, unpack(line)) == #line then take_turn(line.lane, line.scope, line.account) end
+    if call('RPUSH', name, unpack(line)) == #line then take_turn(line.lane, line.scope, line.account) end
   end
   for scope, runs in pairs(came.wakes) do
     for _ = 1, runs do

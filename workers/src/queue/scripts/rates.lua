@@ -2,33 +2,33 @@
 -- the millisecond, so it leaves the minute only when it is *more* than 60,000 ms old.
 
 local function charge(log)
-  redis.call('RPUSH', log, NOW)
-  redis.call('PEXPIRE', log, MINUTE + 1000)
+  call('RPUSH', log, NOW)
+  call('PEXPIRE', log, MINUTE + 1000)
 end
 
 -- Drops what has left the minute and counts the rest.
 local function count(log)
-  local newest = redis.call('LINDEX', log, -1)
+  local newest = call('LINDEX', log, -1)
   if not newest then return 0 end
   if tonumber(newest) > now then
     -- The clock was set back, and nobody knows how old these are. They count as if they had come just now: for a minute, and not for longer.
-    local counted = redis.call('LLEN', log)
-    redis.call('DEL', log)
+    local counted = call('LLEN', log)
+    call('DEL', log)
     for _ = 1, counted do charge(log) end
     return counted
   end
   if newest + MINUTE < now then
-    redis.call('DEL', log)
+    call('DEL', log)
     return 0
   end
-  while redis.call('LINDEX', log, 0) + MINUTE < now do
-    redis.call('LPOP', log)
+  while call('LINDEX', log, 0) + MINUTE < now do
+    call('LPOP', log)
   end
-  return redis.call('LLEN', log)
+  return call('LLEN', log)
 end
 
 -- When a log of `counted` requests has room for another one under `limit`.
 local function opens(log, counted, limit)
   if limit <= 0 or counted < limit then return now + MINUTE end
-  return redis.call('LINDEX', log, counted - limit) + MINUTE + 1
+  return call('LINDEX', log, counted - limit) + MINUTE + 1
 end

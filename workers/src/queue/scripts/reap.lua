@@ -9,28 +9,29 @@ local function ending_work(cancel)
 end
 
 -- Takes a run over. What is known of a lost call is kept until the run is released, so that it survives the loss of a reaper too.
-local function take_over(id, run, work, job)
+local function take_over(id, run, work, job, ending)
   take(id, run, worker, work, lease)
   if work == 'record' then run.state = 'ended' end
-  bytes = bytes + #job + #(run.ending or '')
+  bytes = bytes + #job + #(ending or '')
   claims[#claims + 1] = {
     id, job, run.fence, whole((tonumber(run.attempts) or 0) + 1), run.limited or '0', run.target or '0',
     run.waited or whole(math.max((tonumber(run.taken) or now) - tonumber(run.ready), 0)), run.started or NOW, work,
-    run.lost_worker or '', run.lost_fence or '', run.lost_attempt or '', run.lost_taken or '', run.ending or '', mark(id, run.log),
+    run.lost_worker or '', run.lost_fence or '', run.lost_attempt or '', run.lost_taken or '', ending or '', mark(id, run.log),
   }
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
+for _, id in ipairs(call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
   if bytes > ANSWER_BYTES then break end
-  local run, job = find(id), redis.call('GET', key('job', id))
+  local run, job = find(id), call('GET', key('job', id))
+  local ending = run and run.state == 'ended' and call('GET', key('end', id))
   if run and run.state ~= 'leased' and run.state ~= 'ended' then
-    redis.call('ZREM', key('lease'), id)
-  elseif not run or not job or (run.state == 'ended' and not run.ending) then
+    call('ZREM', key('lease'), id)
+  elseif not run or not job or (run.state == 'ended' and not ending) then
     forget(id)
   elseif not withdraw_run(id, run) then
     free_slot(id, run)
     local work = run.work
-    if run.ending then
+    if ending then
       work = 'record'
     elseif work == 'call' then
       local losses = (tonumber(run.losses) or 0) + 1
@@ -38,16 +39,16 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMI
       run.lost_worker, run.lost_fence, run.lost_attempt, run.lost_taken = run.owner, run.fence, run.attempts, run.taken
       work = losses > allowed and 'poison' or 'lost'
     end
-    if run.cancel and not run.ending then work = ending_work(run.cancel) end
-    take_over(id, run, work, job)
+    if run.cancel and not ending then work = ending_work(run.cancel) end
+    take_over(id, run, work, job, ending)
   end
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - #claims, 0))) do
+for _, id in ipairs(call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - #claims, 0))) do
   if bytes > ANSWER_BYTES then break end
-  local run, job = find(id), redis.call('GET', key('job', id))
+  local run, job = find(id), call('GET', key('job', id))
   if not run or (run.state ~= 'ready' and run.state ~= 'delayed') then
-    redis.call('ZREM', key('deadlines'), id)
+    call('ZREM', key('deadlines'), id)
   elseif not job then
     forget(id)
   else
@@ -56,6 +57,6 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, '
   end
 end
 -- Nobody looks at these tombstones any more (`bury`).
-redis.call('UNLINK', key('done', MINUTES - 2), key('done', MINUTES - 3))
+call('UNLINK', key('done', THIS_MINUTE - 2), key('done', THIS_MINUTE - 3))
 commit()
 return claims

@@ -1,3 +1,3 @@
 -- ARGV: id. Answers the job of a run and its stashed ending, both empty where there is none.
-local run = find(ARGV[1])
-return { run and redis.call('GET', key('job', ARGV[1])) or '', run and run.ending or '' }
+local job, ending = unpack(call('MGET', key('job', ARGV[1]), key('end', ARGV[1])))
+return { job or '', ending or '' }

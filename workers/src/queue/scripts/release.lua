@@ -10,12 +10,12 @@ local function release()
   local work, held = run.work, run.held
   if uncounted and work ~= 'call' then
     -- No call was made: what was to be done is still to be done, and the reaper finds it again.
-    redis.call('ZADD', key('lease'), now + after, id)
+    call('ZADD', key('lease'), now + after, id)
     return 'done'
   end
 
   free_slot(id, run)
-  redis.call('ZREM', key('lease'), id)
+  call('ZREM', key('lease'), id)
   run.owner, run.work, run.taken, run.waited, run.held, run.behind = nil, nil, nil, nil, nil, nil
   run.lost_worker, run.lost_fence, run.lost_attempt, run.lost_taken = nil, nil, nil, nil
   changed[id] = true
@@ -33,10 +33,10 @@ local function release()
     if attempts == 0 then run.started = nil end
     since = tonumber(run.ready)
     -- The account gets its turn back. An offer took none.
-    local own = not has(held, 'o') and tonumber(redis.call('ZSCORE', key('virtual', run.lane), run.account))
+    local own = not has(held, 'o') and tonumber(call('ZSCORE', key('virtual', run.lane), run.account))
     if own then
-      redis.call('ZADD', key('virtual', run.lane), own - math.max(tonumber(run.tokens), 1), run.account)
-      redis.call('ZREM', key('turns', run.lane, run.scope), run.account)
+      call('ZADD', key('virtual', run.lane), own - math.max(tonumber(run.tokens), 1), run.account)
+      call('ZREM', key('turns', run.lane, run.scope), run.account)
     end
   end
   if target ~= '' then
@@ -44,10 +44,10 @@ local function release()
   end
 
   -- A run that somebody wants to end is not made to wait: whoever comes first, a claim or the reaper, is told to end it.
-  begin_wait(id, run.cancel and now or run.deadline, redis.call('STRLEN', key('job', id)))
+  begin_wait(id, run.cancel and now or run.deadline, call('STRLEN', key('job', id)))
   if after > 0 and not run.cancel then
     run.state = 'delayed'
-    redis.call('ZADD', key('delay'), now + after, id)
+    call('ZADD', key('delay'), now + after, id)
   else
     make_ready(id, run, since, true)
   end

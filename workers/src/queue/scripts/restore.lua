@@ -1,4 +1,5 @@
 -- ARGV: any number of runs as `put` takes them. Those that the queue knows are left as they are.
+begin_put()
 local ids = {}
 for at = 1, #ARGV, PUT_ARGS do ids[#ids + 1] = ARGV[at] end
 find_all(ids)

@@ -183,7 +183,8 @@ async fn an_offer_that_nobody_takes_is_claimed_under_a_new_fence() {
     make_room(&queue, gone, 8, &scopes()).await;
     let job = job();
     queue.put(&job).await;
-    let before = Fence(server.field(job.id, "fence").await.parse().unwrap());
+    let offered: Vec<String> = server.command(&["LRANGE", &queue.key("offers:open"), "0", "-1"]).await;
+    let before = Fence(offered[0].split(' ').nth(1).unwrap().parse().unwrap());
 
     let claim = queue.claim_one(worker).await;
     assert_eq!((claim.job.id, claim.attempt, &claim.work), (job.id, 1, &Work::Call));

@@ -15,18 +15,6 @@ use crate::queue::{
     },
 };
 
-/// Moves the clock, and ends what has lived its time: Redis keeps a key in its last millisecond.
-static SET_CLOCK: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "redis.call('SET', KEYS[1] .. ':clock', ARGV[1] .. '000')
-        local expiries = KEYS[1] .. ':expiries'
-        for _, key in ipairs(redis.call('ZRANGEBYSCORE', expiries, '-inf', '(' .. ARGV[1])) do
-          redis.call('DEL', key)
-          redis.call('ZREM', expiries, key)
-        end",
-    )
-});
-
 struct Distributed<'a> {
     runtime: &'a Runtime,
     queue: RedisQueue,
@@ -86,7 +74,7 @@ impl Driver for Distributed<'_> {
 
     fn set_clock(&mut self, now: u64) {
         self.now = now;
-        self.ask(self.queue.run::<()>(self.queue.step(&SET_CLOCK).arg(wall(now).0)));
+        self.ask(self.queue.run::<()>(self.queue.step(scripts::SET_CLOCK).arg(wall(now).0)));
     }
 
     fn forget(&mut self) {

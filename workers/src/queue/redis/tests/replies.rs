@@ -12,18 +12,6 @@ use super::*;
 use crate::job::{Event, Logged};
 
 /// `tell`, as the steps say it: of what is told, the place of an event is a number.
-static SEND: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(
-        "#!lua\n",
-        include_str!("clock.lua"),
-        include_str!("../../scripts/common.lua"),
-        "for at = 2, #ARGV do
-          tell(ARGV[1], ARGV[at - 1] == 'seq' and tonumber(ARGV[at]) or ARGV[at])
-        end
-        commit()"
-    ))
-});
-
 impl Server {
     /// Until so many are subscribed.
     async fn until_heard(&self, channel: &str, by: u64) {
@@ -96,7 +84,7 @@ async fn what_one_step_tells_is_one_message_and_in_order() {
         })
         .collect();
 
-    let mut step = queue.step(&SEND).arg(front_door.to_string());
+    let mut step = queue.step(scripts::TELL).arg(front_door.to_string());
     for (run, Logged { seq, event }) in &expected {
         step = step.arg("run").arg(run.to_string()).arg("seq").arg(seq).arg("event").arg(event.encode());
         step = step.arg("ending").arg(ending.encode());

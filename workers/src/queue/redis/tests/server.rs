@@ -103,13 +103,7 @@ impl Server {
         redis::cmd(first).arg(rest).query_async(&mut connection).await.unwrap()
     }
 
-    /// A field of a run's record, as it stands there.
-    pub async fn field(&self, run: RunId, name: &str) -> String {
-        const READ: &str = "return cmsgpack.unpack(redis.call('GET', KEYS[1]))[ARGV[1]]";
-        self.command(&["EVAL", READ, "1", &format!("{{q:test}}:run:{run}"), name]).await
-    }
-
-    /// Changes a field of a run's record by hand.
+    /// Changes a field in the record of a run that waits.
     pub async fn set_field(&self, run: RunId, name: &str, value: &str) {
         const WRITE: &str = "local run = cmsgpack.unpack(redis.call('GET', KEYS[1])) run[ARGV[1]] = ARGV[2]
             redis.call('SET', KEYS[1], cmsgpack.pack(run))";
