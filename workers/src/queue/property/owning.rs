@@ -230,6 +230,8 @@ impl<D: Driver> World<D> {
             _ => (Held::Elsewhere, None),
         };
         if let Some(expires) = ended {
+            // Its executor is about to be free.
+            self.room += 1;
             known.endings += 1;
             known.life = Life::Ended { fence, expires, outcome: outcome.clone() };
             if known.addressed {

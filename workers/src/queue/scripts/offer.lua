@@ -1,5 +1,6 @@
 -- Offers: runs that are leased as they come, to whichever idle worker takes them from the list `offers:<scope>` first. Only a scope without limits
--- has room for them, and only while none of its runs wait in line. There is room for as many as the last claim left executors free.
+-- has room for them, and only while none of its runs wait in line. There is room for as many as the last claim left executors free, and as have become free
+-- since. More may come than that if workers went away: what nobody takes at once waits for a claim.
 local rooms, room_left
 
 local function begin_offers()
@@ -30,6 +31,11 @@ end
 
 local function write_room()
   call('HSET', key('meta'), 'room', room_left)
+end
+
+-- Runs have ended, and as many executors are about to be free.
+local function give_room_back(runs)
+  if runs > 0 then call('HINCRBY', key('meta'), 'room', runs) end
 end
 
 -- A run of the scope waits in line: no other one is offered past it.

@@ -1,11 +1,12 @@
 -- ARGV: lease, bytes of text that a log keeps, then of every ending: id, fence, tokens used (or empty), state of the ended run, ending,
 -- the place of the first delta that comes before it, how many deltas, deltas. Answers for each: 'done', 'elsewhere' or 'unknown'.
 local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
-local unknown = {}
+local unknown, ended = {}, 0
 
 -- The same for a short record, which says that nothing but this is to be done.
 local function stash_short(id, record, ending, text)
   local log, reply_to = string.match(record, '^.(.)%d+ (%S*)')
+  ended = ended + 1
   write_short(id, 'e' .. string.sub(record, 2))
   write(key('end', id), ending)
   if log == 'l' then
@@ -37,7 +38,7 @@ local function stash(id, of, used, outcome, ending, text)
   if run.state == 'ended' then return 'done' end
   if run.state ~= 'leased' then return 'elsewhere' end
 
-  run.state = 'ended'
+  run.state, ended = 'ended', ended + 1
   write(key('end', id), ending)
   -- Those that wait behind it want to know when it is finished.
   if run.flight then run.outcome = outcome end
@@ -60,5 +61,6 @@ for i, at in ipairs(places) do
   answers[i] = stash(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], (text_at(at + 5)))
 end
 bury(unknown)
+give_room_back(ended)
 commit()
 return answers

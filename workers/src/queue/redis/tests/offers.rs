@@ -84,6 +84,27 @@ async fn no_more_is_offered_than_its_worker_has_room_for() {
 }
 
 #[tokio::test]
+async fn what_ends_makes_room_for_what_comes_next() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    make_room(&queue, worker, 1, &scopes()).await;
+    for _ in 0..3 {
+        let job = job();
+        queue.put(&job).await;
+        let claims = offered(&queue, worker, 1).await;
+        assert_eq!(claims.iter().map(|claim| claim.job.id).collect::<Vec<_>>(), [job.id], "no claim was needed");
+        assert_eq!(queue.stash(&ending(&claims[0], worker)).await.unwrap(), Held::Done);
+        // An answer that was lost, and asked for again, makes no more room.
+        assert_eq!(queue.stash(&ending(&claims[0], worker)).await.unwrap(), Held::Done);
+    }
+    for _ in 0..2 {
+        queue.put(&job()).await;
+    }
+    assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (4, 1), "three that ended, and an offer");
+}
+
+#[tokio::test]
 async fn scopes_share_the_room_of_their_worker() {
     let server = Server::start().await;
     let queue = server.queue().await;
@@ -183,7 +204,7 @@ async fn an_offer_that_nobody_takes_is_claimed_under_a_new_fence() {
     make_room(&queue, gone, 8, &scopes()).await;
     let job = job();
     queue.put(&job).await;
-    let offered: Vec<String> = server.command(&["LRANGE", &queue.key("offers:open"), "0", "-1"]).await;
+    let offered: Vec<String> = server.command(&["LRANGE", &queue.key("offers:one"), "0", "-1"]).await;
     let before = Fence(offered[0].split(' ').nth(1).unwrap().parse().unwrap());
 
     let claim = queue.claim_one(worker).await;
