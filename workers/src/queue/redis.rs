@@ -4,11 +4,10 @@
 //!
 //! All keys of a pool start with its hash tag, `{q:<pool>}:`, so they share one slot of a cluster and a script may touch them all.
 //!
-//! A run is two keys. `run:<id>` is its record, a few hundred bytes that the scripts read and write as a whole (`find` and `commit` in `common.lua`): its state,
-//! the fence, whose it is, where it stands, what its owner does with it, and the ending once that is stashed. `job:<id>` is the bytes of its job, which never change. The
-//! states are `ready`, `delayed`, `leased` and `ended` (its ending is stashed and has to be recorded). A run that is done has neither key,
-//! and a tombstone: `done:<minute>` are the ids of the runs that were done in a minute, kept for one to two minutes. One string is read, changed and written for a
-//! third of what a hash of as many fields costs, and those of many runs together.
+//! A run is three keys. `run:<id>` is its record, which the steps read and write as a whole (`common.lua`): its state, the fence, whose it is, where
+//! it stands, what its owner does with it. `job:<id>` and `end:<id>` are the bytes of the job and of the stashed ending. The
+//! states are `ready`, `delayed`, `leased` and `ended` (its ending is stashed and has to be recorded). A run that is done has none of these keys,
+//! and a tombstone: `done:<minute>` are the ids of the runs that were done in a minute, kept for one to two minutes.
 //!
 //! Runs that wait stand in `ready:<lane>:<scope>:<account>`, a list. `turns:<lane>:<scope>` orders the accounts with such a list by their virtual
 //! time, `virtual:<lane>` is each account's virtual time over all scopes, and the hash `meta` holds the lanes' own and the credit that

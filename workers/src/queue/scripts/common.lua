@@ -66,7 +66,7 @@ end
 -- says whether there is a log, which is followed by whoever waits for the reply.
 local SHORT = '^([le])([l-])(%d+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$'
 
--- False when there is none. What cannot be read is as good as gone.
+-- False when there is none. What cannot be read is as good as gone: `missing` says so, and the reconciler restores the run.
 local function unpacked(record)
   if not record then return false end
   local state, log, fence, reply_to, ready, deadline, lane, account, tokens, scope = string.match(record, SHORT)
@@ -86,7 +86,7 @@ end
 local function find(id)
   local run = records[id]
   if type(run) == 'table' or run == false then return run end
-  run = unpacked(run or call('GET', key('run', id)))
+  run = unpacked(run or unpack(call('MGET', key('run', id))))
   records[id] = run
   return run
 end

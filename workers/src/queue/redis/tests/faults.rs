@@ -284,3 +284,29 @@ async fn who_waits_behind_nobody_leads_after_a_while() {
     let answer = queue.reap_some(worker).await.into_iter().find(|claim| claim.job.id == third.id);
     assert_eq!(answer.map(|claim| claim.work), Some(Work::Answer));
 }
+
+#[tokio::test]
+async fn a_run_whose_record_cannot_be_read_is_restored() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, runs) = (WorkerId::new(), [job(), job(), job()]);
+    for job in &runs {
+        queue.put(job).await;
+    }
+    let record = |job: &Job| queue.key(&format!("run:{}", job.id));
+    server.command::<()>(&["SET", &record(&runs[0]), "nonsense"]).await;
+    server.command::<()>(&["DEL", &record(&runs[1])]).await;
+    server.command::<()>(&["HSET", &record(&runs[1]), "state", "ready"]).await;
+
+    assert_eq!(queue.missing(&runs.each_ref().map(|job| job.id)).await.unwrap(), [runs[0].id, runs[1].id]);
+    assert_eq!(queue.claim_one(worker).await.job.id, runs[2].id, "it holds nobody up");
+    let restored = runs.each_ref().map(|job| Restored {
+        job: Arc::new(job.clone()),
+        attempts: 0,
+        limited: 0,
+        fence: Fence::default(),
+    });
+    queue.restore(&restored).await.unwrap();
+    let claims = queue.claim(worker, 3, &scopes()).await.unwrap().claims;
+    assert_eq!(claims.iter().map(|claim| claim.job.id).collect::<Vec<_>>(), [runs[0].id, runs[1].id]);
+}
