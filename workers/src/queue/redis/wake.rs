@@ -197,7 +197,8 @@ impl RedisQueue {
             if block >= Duration::from_millis(1) && !stop.is_cancelled() {
                 let mut pop = redis::cmd("BLMPOP");
                 pop.arg(format!("{:.3}", block.as_secs_f64())).arg(lists.len()).arg(lists);
-                pop.arg("LEFT").arg("COUNT").arg(free.clamp(1, TAKEN_AT_ONCE));
+                // An offer is two entries. Of tokens, one is as good as two.
+                pop.arg("LEFT").arg("COUNT").arg(2 * free.clamp(1, TAKEN_AT_ONCE));
                 let popped: Option<(String, Vec<Vec<u8>>)> = {
                     let read = async { timeout(block + GRACE, pop.query_async(&mut blocking.connection)).await };
                     self.stopped_early(read, blocking.id, stop).await.map_err(unreachable)?.map_err(unreachable)?
@@ -241,9 +242,9 @@ impl RedisQueue {
 
     /// Reads offers. Those that are not ours to take are put back.
     async fn take(&self, offers: Vec<Vec<u8>>) -> Vec<Claim> {
-        let mut claims = Vec::with_capacity(offers.len());
-        for offer in offers {
-            let Offer { offered, read } = match wire::offer(&offer) {
+        let mut claims = Vec::with_capacity(offers.len() / 2);
+        for offer in offers.chunks(2) {
+            let Offer { offered, read } = match wire::offer(offer) {
                 Ok(offer) => offer,
                 // The others are ours, and must not be lost over this.
                 Err(error) => {

@@ -281,11 +281,12 @@ pub(super) struct Offer {
     pub read: Read,
 }
 
-/// Reads an entry of the list that `offer.lua` writes.
-pub(super) fn offer(entry: &[u8]) -> Result<Offer, Unreachable> {
-    let mut parts = entry.splitn(5, |byte| *byte == b' ');
+/// Reads two entries of the list that `offer.lua` writes.
+pub(super) fn offer(entries: &[Vec<u8>]) -> Result<Offer, Unreachable> {
+    let [head, job] = entries else { return Err(garbled("an offer without its job")) };
+    let mut parts = head.splitn(4, |byte| *byte == b' ');
     let mut part = || parts.next().ok_or_else(|| garbled("an offer without all of its parts"));
-    let (run, fence, offered, log, job) = (part()?, part()?, part()?, part()?, part()?);
+    let (run, fence, offered, log) = (part()?, part()?, part()?, part()?);
     let (run, fence, offered) = (parse(run)?, Fence(parse(fence)?), UnixMillis(parse(offered)?));
     let Ok(job) = Job::decode(job) else { return Ok(Offer { offered, read: Read::Foreign { run, fence } }) };
     let started_at = offered.max(job.created_at);

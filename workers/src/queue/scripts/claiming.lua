@@ -53,11 +53,12 @@ end
 -- Offers that nobody has taken come first. Whoever took one after all has lost it with this.
 local function adopt(scope)
   while #claims < free and bytes <= ANSWER_BYTES do
-    local offer = call('LPOP', key('offers', scope))
-    if not offer then return end
+    local entries = call('LPOP', key('offers', scope), 2)
+    if not entries then return end
+    local offer, job = unpack(entries)
     local id = string.match(offer, '^%S+')
-    local run, job = find(id), call('GET', key('job', id))
-    if job and stands(offer, run) then
+    local run = find(id)
+    if stands(offer, run) then
       local work = run.cancel == 'cancelled' and 'cancel' or (run.cancel or tonumber(run.deadline) <= now) and 'expire' or 'call'
       if work == 'call' then
         run.taken = NOW

@@ -7,12 +7,12 @@ local function begin_offers()
   rooms, room_left = {}, nil
 end
 
--- Whether the scope `is_open`; whether it `was_open` once and has not been shut since, though that may be over; and the `lease` that its runs get.
+-- Whether the scope `is_open`; whether it `was_open` once and has not been shut since, though that may be over; and when the leases of its runs end, as text.
 local function room_in(scope)
   local room = rooms[scope]
   if not room then
     local mark, left, open, lease = unpack(call('HMGET', key('meta'), 'room:' .. scope, 'room', 'open', 'lease'))
-    room = { was_open = mark == '1', is_open = mark == '1' and (tonumber(open) or 0) > now, lease = tonumber(lease) }
+    room = { was_open = mark == '1', is_open = mark == '1' and (tonumber(open) or 0) > now, expiry = whole(now + (tonumber(lease) or 0)) }
     rooms[scope] = room
     room_left = room_left or tonumber(left) or 0
   end
@@ -23,10 +23,10 @@ local function has_room(scope)
   return room_in(scope).is_open and room_left > 0
 end
 
--- Takes the room of one run; answers its lease.
+-- Takes the room of one run; answers when its lease ends.
 local function take_room(scope)
   room_left = room_left - 1
-  return room_in(scope).lease
+  return room_in(scope).expiry
 end
 
 local function write_room()
@@ -45,7 +45,7 @@ local function shut_room(scope)
   close_room(scope)
 end
 
--- What the list holds of a run.
-local function offer(id, fence, next_event, job)
-  return id .. ' ' .. fence .. ' ' .. NOW .. ' ' .. next_event .. ' ' .. job
+-- The list holds two entries of a run, this one and its job. They come and go together.
+local function offer(id, fence, next_event)
+  return id .. ' ' .. fence .. ' ' .. NOW .. ' ' .. next_event
 end

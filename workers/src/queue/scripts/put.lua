@@ -53,7 +53,7 @@ local function arrived(state, id, account, lane, scope, scopes, deadline, tokens
 end
 
 -- A run that is leased as it comes.
-local function put_offered(at, lease)
+local function put_offered(at, expiry)
   local id, account, lane, scope, scopes, deadline, tokens, _, _, fence, _, log, reply_to, job = unpack(ARGV, at, at + PUT_ARGS - 1)
   fence = next_fence(fence)
   if scopes == '' then
@@ -64,15 +64,14 @@ local function put_offered(at, lease)
     run.fence, run.work, run.attempts, run.taken, run.started, run.held = fence, 'call', '1', NOW, NOW, 'o'
   end
   write(key('job', id), job)
-  add(came.leases, now + lease, id)
+  add(came.leases, expiry, id)
   local next_event = ''
   if log ~= '' then
     begin_log(id, 'q', 's1')
     tell_of(id, reply_to, 2, 's1')
     next_event = '3'
   end
-  local offers = among(came.offers, scope)
-  offers[#offers + 1] = offer(id, fence, next_event, job)
+  add(among(came.offers, scope), offer(id, fence, next_event), job)
 end
 
 -- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission.

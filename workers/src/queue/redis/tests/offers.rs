@@ -392,7 +392,7 @@ async fn a_redis_that_forgot_that_an_offer_was_taken_takes_it_from_nobody() {
         let worker = WorkerId::new();
         make_room(&queue, worker, 8, &scopes()).await;
         queue.put(&job()).await;
-        let offer: String = server.command(&["LINDEX", "{q:test}:offers:one", "0"]).await;
+        let offer: Vec<String> = server.command(&["LRANGE", "{q:test}:offers:one", "0", "-1"]).await;
         let claim = offered(&queue, worker, 8).await.remove(0);
         let held = [(claim.job.id, claim.fence)];
         assert_eq!(queue.heartbeat(worker, &held).await.unwrap(), [Renewal::Held]);
@@ -400,7 +400,7 @@ async fn a_redis_that_forgot_that_an_offer_was_taken_takes_it_from_nobody() {
             assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Done);
             queue.finish(&held).await.unwrap();
         }
-        server.command::<u32>(&["RPUSH", "{q:test}:offers:one", &offer]).await;
+        server.command::<u32>(&["RPUSH", "{q:test}:offers:one", &offer[0], &offer[1]]).await;
         queue.set_paused(true).await.unwrap();
         assert_eq!(server.command::<u32>(&["LLEN", "{q:test}:offers:one"]).await, 0);
         let leased = u64::from(!ended);
