@@ -134,7 +134,10 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
     let ttl: i64 = redis.pttl(key).await.unwrap();
     let expires = |what: &str| (ttl == -1).then(|| format!("{what} without a time to live"));
     match name.split(':').next().unwrap() {
-        "run" => redis.hget(key, "state").await.unwrap(),
+        "run" => {
+            let record: Option<Vec<u8>> = redis.get(key).await.unwrap();
+            record.map(|record| String::from_utf8_lossy(&record).into_owned())
+        }
         "done" => expires("a tombstone"),
         "meta" => {
             let bytes: i64 = redis.hget::<_, _, Option<i64>>(key, "bytes").await.unwrap().unwrap_or_default();
