@@ -1,5 +1,7 @@
 //! Runs that are offered to a worker as they come.
 
+use futures::future::join_all;
+
 use super::*;
 
 const AT_ONCE: Duration = Duration::ZERO;
@@ -102,6 +104,31 @@ async fn what_ends_makes_room_for_what_comes_next() {
         queue.put(&job()).await;
     }
     assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (4, 1), "three that ended, and an offer");
+}
+
+/// What most runs cost under load. Whoever makes them cheaper lowers the bounds.
+#[tokio::test]
+async fn runs_that_are_offered_and_end_together_share_nearly_all_commands() {
+    const RUNS: usize = 40;
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, front_door) = (WorkerId::new(), FrontDoorId::new());
+    make_room(&queue, worker, RUNS, &scopes()).await;
+    let of_ours = |command: &str| !["info", "client", "hello"].iter().any(|other| command.starts_with(other));
+    let before = (server.calls(of_ours).await, server.calls(|command| command == "fcall").await);
+    let jobs: Vec<Job> = (0..RUNS).map(|_| job()).collect();
+    join_all(jobs.iter().map(|job| queue.put_for(job, front_door))).await;
+    let mut claims = Vec::new();
+    while claims.len() < RUNS {
+        claims.extend(offered(&queue, worker, RUNS).await);
+    }
+    join_all(claims.iter().map(|claim| async { queue.stash(&ending(claim, worker)).await.unwrap() })).await;
+    queue.finish(&claims.iter().map(|claim| (claim.job.id, claim.fence)).collect::<Vec<_>>()).await.unwrap();
+    let after = (server.calls(of_ours).await, server.calls(|command| command == "fcall").await);
+    let (commands, steps) = (after.0 - before.0, after.1 - before.1);
+    println!("{RUNS} runs: {commands} commands, {steps} steps");
+    assert!((1..=5).contains(&steps), "{steps} steps for {RUNS} runs");
+    assert!(commands <= 34, "{commands} commands for {RUNS} runs");
 }
 
 #[tokio::test]

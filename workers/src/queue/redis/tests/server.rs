@@ -112,6 +112,14 @@ impl Server {
 }
 
 impl Server {
+    /// How often commands of such names were carried out, those inside steps too.
+    pub async fn calls(&self, counts: impl Fn(&str) -> bool) -> u64 {
+        let stats: String = self.command(&["INFO", "commandstats"]).await;
+        let lines = stats.lines().filter_map(|line| line.strip_prefix("cmdstat_")?.split_once(":calls="));
+        let calls = |(_, line): (&str, &str)| line.split(',').next().unwrap().parse::<u64>().unwrap();
+        lines.filter(|(command, _)| counts(command)).map(calls).sum()
+    }
+
     /// Some worker blocks.
     pub async fn until_blocked(&self) {
         eventually(async || {
