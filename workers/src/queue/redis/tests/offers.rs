@@ -106,6 +106,31 @@ async fn what_ends_makes_room_for_what_comes_next() {
     assert_eq!((queue.stats().await.unwrap().leased, ready(&queue).await), (4, 1), "three that ended, and an offer");
 }
 
+#[tokio::test]
+async fn whoever_has_an_earlier_offer_of_a_run_changes_nothing() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let (worker, job) = (WorkerId::new(), job());
+    make_room(&queue, worker, 8, &scopes()).await;
+    queue.put(&job).await;
+    let earlier = offered(&queue, worker, 8).await.remove(0);
+    // Redis forgets it, and its front door sends it once more.
+    server.command::<()>(&["FLUSHALL"]).await;
+    make_room(&queue, worker, 8, &scopes()).await;
+    queue.put(&job).await;
+    let claim = offered(&queue, worker, 8).await.remove(0);
+    assert!(claim.fence > earlier.fence);
+
+    assert_eq!(queue.stash(&ending(&earlier, worker)).await.unwrap(), Held::Elsewhere);
+    queue.finish(&[(job.id, earlier.fence)]).await.unwrap();
+    assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Done);
+    queue.finish(&[(job.id, earlier.fence)]).await.unwrap();
+    let recalled = queue.recall(job.id).await.unwrap().expect("it is not finished");
+    assert_eq!(recalled.ending.map(|ending| ending.fence), Some(claim.fence));
+    queue.finish(&[(job.id, claim.fence)]).await.unwrap();
+    assert!(queue.recall(job.id).await.unwrap().is_none());
+}
+
 /// What most runs cost under load. Whoever makes them cheaper lowers the bounds.
 #[tokio::test]
 async fn runs_that_are_offered_and_end_together_share_nearly_all_commands() {
