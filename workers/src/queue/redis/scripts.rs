@@ -1,5 +1,6 @@
 //! The steps: functions in Lua, of one [library](https://redis.io/docs/latest/develop/programmability/functions-intro/) that Redis loads once, and again whenever it
-//! has lost it. A script (`EVALSHA`) would build all of its helpers anew with each run, which cost a step of one run a third of its time.
+//! has lost it. A script (`EVALSHA`) would build all of its helpers anew with each run: of an enqueue of one run, a
+//! quarter of the instructions.
 //!
 //! The library is named for its text, so that processes of two versions have one each and do not get in each other's way. It stays in Redis, and in its files,
 //! until somebody deletes it: a few kilobytes a version.
