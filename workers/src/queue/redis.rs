@@ -4,7 +4,7 @@
 //!
 //! All keys of a pool start with its hash tag, `{q:<pool>}:`, so they share one slot of a cluster and a script may touch them all.
 //!
-//! A run is three keys. `run:<id>` is its record, which the steps read and write as a whole (`common.lua`): its state, the fence, whose it is, where
+//! A run is three keys. `run:<id>` is its record, which the steps read and write as a whole (`record.lua`): its state, the fence, whose it is, where
 //! it stands, what its owner does with it. `job:<id>` and `end:<id>` are the bytes of the job and of the stashed ending. The
 //! states are `ready`, `delayed`, `leased` and `ended` (its ending is stashed and has to be recorded). A run that is done has none of these keys,
 //! and a tombstone: `done:<minute>` are the ids of the runs that were done in a minute, kept for one to two minutes.

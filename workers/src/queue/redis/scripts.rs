@@ -26,32 +26,17 @@ macro_rules! clock {
     };
 }
 
+macro_rules! files {
+    ($($file:literal)+) => {
+        concat!($(include_str!(concat!("../scripts/", $file)), "\n"),+)
+    };
+}
+
 /// What all steps share, each file after those that it needs.
 const SHARED: &str = concat!(
     clock!(),
     "\n",
-    include_str!("../scripts/common.lua"),
-    "\n",
-    include_str!("../scripts/loss.lua"),
-    "\n",
-    include_str!("../scripts/rates.lua"),
-    "\n",
-    include_str!("../scripts/tokens.lua"),
-    "\n",
-    include_str!("../scripts/log.lua"),
-    "\n",
-    include_str!("../scripts/flight.lua"),
-    "\n",
-    include_str!("../scripts/promote.lua"),
-    "\n",
-    include_str!("../scripts/withdraw.lua"),
-    "\n",
-    include_str!("../scripts/admission.lua"),
-    "\n",
-    include_str!("../scripts/offer.lua"),
-    "\n",
-    include_str!("../scripts/put.lua"),
-    "\n",
+    files!("common.lua" "record.lua" "loss.lua" "rates.lua" "tokens.lua" "log.lua" "flight.lua" "promote.lua" "withdraw.lua" "admission.lua" "offer.lua" "put.lua")
 );
 
 /// A step by its name in the library.
@@ -67,7 +52,7 @@ macro_rules! steps {
     ($list:ident: $($step:ident = $name:literal, $flags:literal, $($file:literal)+;)+) => {
         $(pub(super) const $step: Step = Step($name);)+
         const $list: &str = concat!(
-            $("step('", $name, "', {", $flags, "}, function()\n", $(include_str!(concat!("../scripts/", $file)), "\n",)+ "end)\n",)+
+            $("step('", $name, "', {", $flags, "}, function()\n", files!($($file)+), "end)\n",)+
         );
     };
 }

@@ -5,7 +5,7 @@ find_all(ids)
 
 local over, parts, landings = {}, {}, {}
 
--- Whether the run is over with this, and the digest of its flight, if it has one.
+-- Whether the run is over with this. Those that wait behind it are told when all are.
 local function finish(id, fence)
   if short(id, 'e', fence) then return true end
   local run = find(id)
