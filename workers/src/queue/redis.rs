@@ -135,7 +135,15 @@ impl RedisQueue {
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
         let (steps, lease) = (Steps::new(&connections, &tag, LEASE), LEASE);
         let knew = AtomicBool::new(false);
-        Ok(Self { connections, tag, lease, steps, warnings, waiters, clock, knew })
+        let mut queue = Self { connections, tag, lease, steps, warnings, waiters, clock, knew };
+        // The first step loads the library, if it is not there. Why it cannot is better told now than guessed from what fails later.
+        if let Err(Unreachable(cause)) = queue.stats().await {
+            queue.warnings.push(format!(
+                "Redis does not carry out the steps of the queue, so no run is taken or executed yet ({cause}); its user needs FCALL and FUNCTION \
+                 LOAD, and their library a little free memory"
+            ));
+        }
+        Ok(queue)
     }
 
     /// The same queue with leases of another length than [`LEASE`]. Processes of a pool may differ: a lease is as long as its

@@ -257,6 +257,26 @@ async fn a_user_that_may_not_ask_about_the_server_may_still_use_it() {
     assert_eq!(connect("silent", &["-config", "-info"]).await, 2, "version and policy are not known");
 }
 
+#[tokio::test]
+async fn whoever_may_not_load_the_steps_is_told_why() {
+    let check = async |forbidden: &[&str], maxmemory: &str, expect: &str| {
+        let server = Server::start().await;
+        let words = [&["ACL", "SETUSER", "default", "+@all"], forbidden].concat();
+        server.command::<()>(&["CONFIG", "SET", "maxmemory", maxmemory]).await;
+        server.command::<()>(&words).await;
+        let queue = server.queue().await;
+        let [warning] = queue.warnings() else { panic!("{:?}", queue.warnings()) };
+        assert!(warning.contains("steps of the queue") && warning.contains(expect), "{warning}");
+        // What was missing is there now: the next step loads them.
+        server.command::<()>(&["ACL", "SETUSER", "default", "+@all"]).await;
+        server.command::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+        queue.put(&job()).await;
+    };
+    check(&["-fcall"], "0", "fcall").await;
+    check(&["-function|load"], "0", "function|load").await;
+    check(&[], "1", "maxmemory").await;
+}
+
 /// A leader that is gone without having been finished (evicted, or deleted by hand) keeps nobody waiting.
 #[tokio::test]
 async fn who_waits_behind_nobody_leads_after_a_while() {
