@@ -1,13 +1,14 @@
 //! What a run is: its ids, its states and the format in which it crosses the queue. Pure: no I/O and no clock.
 //!
 //! A [`Job`] carries everything an executor and the ledger need, so that a worker never has to read a table before
-//! it can call a model, and so that the row of a run can be written by whoever comes first. It is written once as JSON
-//! with its format's version in front ([`Job::encode`]), and lives unchanged until the run ends in an [`Ending`].
+//! it can call a model, and so that the row of a run can be written by whoever comes first. It is written once
+//! ([`Job::encode`]), with its format's version in front, and lives unchanged until the run ends in an [`Ending`].
 
 mod caching;
 mod ending;
 mod event;
 mod ids;
+mod wire;
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -18,6 +19,7 @@ pub use self::{
     ending::{Attempt, AttemptOutcome, Ending, Failure, Outcome},
     event::{Event, Logged},
     ids::{AccountId, DeliveryId, FrontDoorId, KeyId, PromptId, RunId, WorkerId},
+    wire::Unreadable,
 };
 
 /// The format of [`Job`] and [`Ending`] on the wire. A process that meets another number leaves the run to a newer one.
@@ -168,10 +170,10 @@ pub struct Job {
     #[serde(default)]
     pub repeat_streamed: bool,
     /// Who is told of the end: a URL that was checked when the run was accepted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub webhook_url: Option<String>,
     /// Its result may be another run's, and another run's may be its; `None` when each run is called for itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub caching: Option<Caching>,
 }
 
@@ -213,13 +215,13 @@ impl Price {
 /// What the model is asked: rendered text and parameters, the same for every target.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelRequest {
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(default)]
     pub system: Option<String>,
     pub user: String,
-    #[serde(default)]
+    #[serde(default, with = "wire::parameters")]
     pub parameters: Parameters,
     /// A JSON Schema that the output must follow.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(default)]
     pub output_schema: Option<serde_json::Value>,
 }
 
@@ -253,36 +255,6 @@ impl Usage {
     }
 }
 
-/// A message that this process cannot read: written by another version, or damaged.
-#[derive(Debug, thiserror::Error)]
-#[error("a queued message has a format that this version cannot read")]
-pub struct Unreadable(#[source] pub Option<serde_json::Error>);
-
-/// Most messages have no more bytes than this, so that writing one moves nothing.
-const USUAL_BYTES: usize = 1024;
-
-macro_rules! wire {
-    ($name:ident) => {
-        impl $name {
-            /// The bytes that cross the queue.
-            pub fn encode(&self) -> Vec<u8> {
-                let mut bytes = Vec::with_capacity(USUAL_BYTES);
-                // Strings, numbers and maps with string keys always serialise.
-                let _ = serde_json::to_writer(&mut bytes, self);
-                bytes
-            }
-
-            pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-                let message: Self = serde_json::from_slice(bytes).map_err(|error| Unreadable(Some(error)))?;
-                if message.v == WIRE_VERSION { Ok(message) } else { Err(Unreadable(None)) }
-            }
-        }
-    };
-}
-
-wire!(Job);
-wire!(Ending);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,24 +287,5 @@ mod tests {
             assert_eq!(outcome.as_str().parse(), Ok(outcome));
             assert_eq!(serde_json::to_value(outcome).unwrap(), outcome.as_str());
         }
-    }
-
-    #[test]
-    fn another_wire_version_is_refused() {
-        let ending = Ending {
-            v: WIRE_VERSION + 1,
-            run: RunId::new(),
-            fence: Fence(1),
-            outcome: Outcome::Cancelled,
-            model: "demo".into(),
-            started_at: None,
-            finished_at: UnixMillis(0),
-            queue_ms: 0,
-            attempt: None,
-            cache: None,
-        };
-        assert!(Ending::decode(&ending.encode()).is_err());
-        let same = Ending { v: WIRE_VERSION, ..ending };
-        assert_eq!(Ending::decode(&same.encode()).unwrap(), same);
     }
 }

@@ -90,7 +90,8 @@ async fn execute(shared: &Arc<Shared>, message: Execute) -> Option<(Arc<Job>, Bo
     let claim = Arc::new(claim);
     let task = {
         let (shared, claim) = (shared.clone(), claim.clone());
-        tokio::spawn(async move { call::execute(&shared, &claim, &stop).await })
+        // A call in all its states is large. It is moved here, and not each time that a task is.
+        tokio::spawn(Box::pin(async move { call::execute(&shared, &claim, &stop).await }))
     };
     let done = match task.await {
         Ok(done) => done,

@@ -26,7 +26,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Endings in one transaction, at most.
 const BATCH: usize = 256;
 /// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it.
-const BREATH: Duration = Duration::from_millis(2);
+const BREATH: Duration = Duration::from_millis(10);
 
 pub struct Recorder {
     shared: Arc<Shared>,

@@ -8,7 +8,7 @@ use super::{CacheUse, Fence, RunId, RunState, UnixMillis, Usage, WorkerId};
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Succeeded {
         output: String,
@@ -68,7 +68,7 @@ pub struct Ending {
     /// The call that ended the run; earlier ones were recorded as they ended. `None` when there was none.
     pub attempt: Option<Attempt>,
     /// Where the output came from; `None` when the run has none, or does not share.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cache: Option<CacheUse>,
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn requeue(store: &Store, dead: RunId, now: UnixMillis) -> Resu
     let select = Entity::find_by_id(dead.0).filter(is_dead()).select_only().column(Column::Job);
     let job: Option<Option<String>> = store.answered(|| select.clone().into_tuple().one(store.db())).await?;
     let Some(Some(job)) = job else { return Ok(None) };
-    let old = Job::decode(job.as_bytes()).map_err(|_| unreadable(dead.0, "job"))?;
+    let old = Job::from_text(&job).map_err(|_| unreadable(dead.0, "job"))?;
     let deadline = now.plus(old.deadline.since(old.created_at));
     let job = Arc::new(Job { id: RunId::at(now), created_at: now, deadline, ..old });
     Ok(store.answered(|| requeue_once(store, dead, &job)).await?.then_some(job))

@@ -70,7 +70,7 @@ pub(super) async fn unfinished(
         let Some(last) = page.last() else { return Ok(found) };
         after = Some(RunId(last.id));
         for row in page {
-            match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
+            match row.job.as_deref().map(Job::from_text) {
                 Some(Ok(job)) => {
                     found.push(row.restored(job));
                 }
@@ -106,7 +106,7 @@ pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<R
     let select = select_unfinished().filter(runs::Column::Id.eq(run.0));
     let row = store.answered(|| select.clone().into_model::<Unfinished>().one(store.db())).await?;
     let Some(row) = row else { return Ok(None) };
-    match row.job.as_deref().map(|job| Job::decode(job.as_bytes())) {
+    match row.job.as_deref().map(Job::from_text) {
         Some(Ok(job)) => Ok(Some(row.restored(job))),
         _ => Err(unreadable(row.id, "job")),
     }

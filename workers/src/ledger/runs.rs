@@ -92,12 +92,7 @@ pub(super) enum Texts {
 /// The row of a run that waits.
 pub(super) fn queued(job: &Job) -> Model {
     let model = job.targets.first().map_or("", |target| &target.model);
-    Model { job: encoded(job), ..accepted(job, RunState::Queued, model) }
-}
-
-/// JSON escapes what a text column could not hold.
-fn encoded(job: &Job) -> Option<String> {
-    String::from_utf8(job.encode()).ok()
+    Model { job: Some(job.to_text()), ..accepted(job, RunState::Queued, model) }
 }
 
 /// The whole row of a run that has ended.
@@ -113,7 +108,7 @@ pub(super) fn ended(job: &Job, ending: &Ending, texts: Texts) -> Model {
     Model {
         provider: attempt.map(|attempt| storable(&attempt.provider)),
         // A dead run keeps its job, so that an operator can start it again.
-        job: failure.filter(|failure| failure.is_poison()).and_then(|_| encoded(job)),
+        job: failure.filter(|failure| failure.is_poison()).map(|_| job.to_text()),
         started_at: ending.started_at.map(|at| at.0),
         finished_at: Some(ending.finished_at.0),
         queue_ms: Some(signed(ending.queue_ms)),

@@ -82,7 +82,7 @@ use self::{
     scripts::{Invocation, Step},
     together::Steps,
     wake::Waiters,
-    wire::{Appended, Asking, Entering, Stashed},
+    wire::{Appended, Asking, Before, Entering, Stashed},
 };
 use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_PAGE, LaneStats, MAX_LOSSES,
@@ -243,7 +243,7 @@ impl Queue for RedisQueue {
     }
 
     async fn append(&self, run: RunId, fence: Fence, text: &NewText) -> Result<Held, Unreachable> {
-        wire::held(&self.steps.appends.ask(Appended { run, fence, text: text.clone() }).await?)
+        self.steps.appends.ask(Appended { run, fence, text: text.clone() }).await
     }
 
     async fn follow(&self, run: RunId, front_door: FrontDoorId, after: u64) -> Result<Followed, Unreachable> {
@@ -260,7 +260,7 @@ impl Queue for RedisQueue {
             bytes: ending.encode(),
             text: text.clone(),
         };
-        wire::held(&self.steps.stashes.ask(stashed).await?)
+        self.steps.stashes.ask(stashed).await
     }
 
     async fn finish(&self, runs: &[(RunId, Fence)]) -> Result<(), Unreachable> {
@@ -315,7 +315,8 @@ impl Queue for RedisQueue {
             for Restored { job, attempts, limited, fence } in runs.by_ref().take(RESTORE_BATCH) {
                 let encoded = job.encode();
                 bytes += encoded.len();
-                step = wire::put(step, job, &encoded, (*attempts, *limited, *fence), None);
+                let before = Before { attempts: *attempts, limited: *limited, fence: *fence };
+                step = wire::put(step, job, &encoded, &before, None);
                 if bytes >= RESTORE_BYTES {
                     break;
                 }

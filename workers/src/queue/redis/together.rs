@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{FromRedisValue, Value};
+use redis::Value;
 use tokio::sync::oneshot;
 
 use super::{
@@ -26,18 +26,23 @@ const MOST_BYTES: usize = 1 << 20;
 
 /// What a step takes of one run.
 pub(super) trait Part: Send + Sync + 'static {
+    /// What it is answered.
+    type Answer: Send + 'static;
+
     /// About how large it is.
     fn bytes(&self) -> usize;
     /// Adds its arguments.
     fn add_to(&self, step: Invocation) -> Invocation;
+    /// Reads the answer of a step of so many runs; one for each of them.
+    fn answers(answer: Value, runs: usize) -> Result<Vec<Self::Answer>, Unreachable>;
 }
 
 /// The steps that go together.
 pub(super) struct Steps {
-    pub admissions: Together<Asking, Vec<Value>>,
-    pub enqueues: Together<Entering, Vec<Value>>,
-    pub appends: Together<Appended, String>,
-    pub stashes: Together<Stashed, String>,
+    pub admissions: Together<Asking>,
+    pub enqueues: Together<Entering>,
+    pub appends: Together<Appended>,
+    pub stashes: Together<Stashed>,
 }
 
 impl Steps {
@@ -54,21 +59,24 @@ impl Steps {
 }
 
 /// Gathers the parts of one kind of step.
-pub(super) struct Together<P, T>(Arc<Inner<P, T>>);
+pub(super) struct Together<P: Part>(Arc<Inner<P>>);
 
-struct Inner<P, T> {
+struct Inner<P: Part> {
     connections: Connections,
     begin: Invocation,
-    gathered: Mutex<Gathered<P, T>>,
+    gathered: Mutex<Gathered<P>>,
 }
 
-struct Gathered<P, T> {
-    parts: VecDeque<(P, oneshot::Sender<Result<T, Unreachable>>)>,
+/// Whoever asked is told there.
+type Answered<P> = oneshot::Sender<Result<<P as Part>::Answer, Unreachable>>;
+
+struct Gathered<P: Part> {
+    parts: VecDeque<(P, Answered<P>)>,
     /// Somebody takes what is gathered.
     is_served: bool,
 }
 
-impl<P: Part, T: FromRedisValue + Send + 'static> Together<P, T> {
+impl<P: Part> Together<P> {
     /// `begin` is the step without a part.
     pub fn new(connections: Connections, begin: Invocation) -> Self {
         let gathered = Mutex::new(Gathered { parts: VecDeque::new(), is_served: false });
@@ -76,7 +84,7 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Together<P, T> {
     }
 
     /// The answer for one run.
-    pub async fn ask(&self, part: P) -> Result<T, Unreachable> {
+    pub async fn ask(&self, part: P) -> Result<P::Answer, Unreachable> {
         let (send, answer) = oneshot::channel();
         if !self.0.gather(part, send) {
             // In a task of its own: whoever came first may leave before the others are answered.
@@ -86,27 +94,27 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Together<P, T> {
     }
 }
 
-impl<P, T> Inner<P, T> {
+impl<P: Part> Inner<P> {
     /// Answers whether there is a service; from now on there is to be one.
-    fn gather(&self, part: P, sender: oneshot::Sender<Result<T, Unreachable>>) -> bool {
+    fn gather(&self, part: P, sender: Answered<P>) -> bool {
         let mut gathered = self.lock();
         gathered.parts.push_back((part, sender));
         mem::replace(&mut gathered.is_served, true)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Gathered<P, T>> {
+    fn lock(&self) -> MutexGuard<'_, Gathered<P>> {
         // Nothing panics while it holds the lock.
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Takes what is gathered, until nothing is.
-struct Service<P, T> {
-    inner: Arc<Inner<P, T>>,
+struct Service<P: Part> {
+    inner: Arc<Inner<P>>,
     has_ended: bool,
 }
 
-impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
+impl<P: Part> Service<P> {
     async fn run(mut self) {
         loop {
             let (parts, senders) = self.next();
@@ -114,22 +122,29 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
                 return;
             }
             let step = parts.iter().fold(self.inner.begin.clone(), |step, part| part.add_to(step));
-            match self.inner.connections.ask::<Vec<T>>(&step).await {
+            let answer = match self.inner.connections.ask(&step).await {
+                Ok(answer) => answer,
+                // Whoever has gathered meanwhile is not made to wait for as long again.
+                Err(error) => {
+                    fail::<P>(senders.into_iter().chain(self.take_all()), error);
+                    continue;
+                }
+            };
+            match P::answers(answer, parts.len()) {
                 Ok(answers) if answers.len() == parts.len() => {
                     for (sender, answer) in senders.into_iter().zip(answers) {
                         // Whoever left needs no answer.
                         let _ = sender.send(Ok(answer));
                     }
                 }
-                Ok(_) => fail(senders, garbled("a step without an answer for every run")),
-                // Whoever has gathered meanwhile is not made to wait for as long again.
-                Err(error) => fail(senders.into_iter().chain(self.take_all()), error),
+                Ok(_) => fail::<P>(senders, garbled("a step without an answer for every run")),
+                Err(error) => fail::<P>(senders, error),
             }
         }
     }
 
     /// The next parts that go together. When there are none, the service has ended with this.
-    fn next(&mut self) -> (Vec<P>, Vec<oneshot::Sender<Result<T, Unreachable>>>) {
+    fn next(&mut self) -> (Vec<P>, Vec<Answered<P>>) {
         let mut gathered = self.inner.lock();
         let mut bytes = 0;
         let fits = |(part, _): &&(P, _)| {
@@ -144,14 +159,14 @@ impl<P: Part, T: FromRedisValue + Send + 'static> Service<P, T> {
     }
 }
 
-impl<P, T> Service<P, T> {
+impl<P: Part> Service<P> {
     /// Those whose parts have not been sent, and will not be.
-    fn take_all(&self) -> Vec<oneshot::Sender<Result<T, Unreachable>>> {
+    fn take_all(&self) -> Vec<Answered<P>> {
         self.inner.lock().parts.drain(..).map(|(_, sender)| sender).collect()
     }
 }
 
-impl<P, T> Drop for Service<P, T> {
+impl<P: Part> Drop for Service<P> {
     /// A service that was cut off, with its runtime or by a panic, is not waited for.
     fn drop(&mut self) {
         if !self.has_ended {
@@ -163,7 +178,7 @@ impl<P, T> Drop for Service<P, T> {
 }
 
 /// Tells all of them of one failure.
-fn fail<T>(senders: impl IntoIterator<Item = oneshot::Sender<Result<T, Unreachable>>>, error: Unreachable) {
+fn fail<P: Part>(senders: impl IntoIterator<Item = Answered<P>>, error: Unreachable) {
     let error: Arc<dyn Error + Send + Sync> = Arc::from(error.0);
     for sender in senders {
         // Whoever left needs no answer.

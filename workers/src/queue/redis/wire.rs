@@ -1,6 +1,6 @@
 //! What crosses the border to the scripts: jobs and admissions in, claims and answers out.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt::Write, str::FromStr, sync::Arc, time::Duration};
 
 use redis::{FromRedisValue, Value};
 
@@ -15,6 +15,8 @@ use crate::{
 
 /// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
 const MAX_TOKENS: u64 = 1_000_000_000;
+/// The scope of a run without a target: nobody claims it, and so it expires.
+const NO_SCOPE: &str = "-";
 /// When to try again while too much waits: about the time in which a busy pool moves on.
 const FULL_RETRY: Duration = Duration::from_secs(2);
 
@@ -27,38 +29,59 @@ pub(super) fn garbled(what: &'static str) -> Unreachable {
     unreachable(Garbled(what))
 }
 
+/// What the queue is told of a run that was in it before.
+#[derive(Default)]
+pub(super) struct Before {
+    pub attempts: i32,
+    pub limited: i32,
+    pub fence: Fence,
+}
+
 /// Adds one run, as `put.lua` takes it.
 pub(super) fn put(
     invocation: Invocation,
     job: &Job,
     bytes: &[u8],
-    (attempts, limited, fence): (i32, i32, Fence),
+    before: &Before,
     reply_to: Option<FrontDoorId>,
 ) -> Invocation {
-    let scope = job.targets.first().map(|target| target.provider.as_str()).unwrap_or_default();
-    let scopes = match job.targets.as_slice() {
-        [] | [_] => String::new(),
-        targets => {
-            let names: Vec<&str> = targets.iter().map(|target| target.provider.as_str()).collect();
-            // Strings always serialise.
-            serde_json::to_string(&names).unwrap_or_default()
-        }
-    };
+    let scope = job.targets.first().map_or(NO_SCOPE, |target| &target.provider);
     invocation
         .arg(job.id.to_string())
-        .arg(job.account.to_string())
-        .arg(job.lane.as_str())
+        .arg(head(job, reply_to))
         .arg(scope)
-        .arg(scopes)
         .arg(job.deadline.0)
-        .arg(job.tokens.min(MAX_TOKENS))
-        .arg(attempts)
-        .arg(limited)
-        .arg(fence.0)
-        .arg(job.flight().unwrap_or_default())
-        .arg(if job.stream { "1" } else { "" })
-        .arg(reply_to.map(|front_door| front_door.to_string()).unwrap_or_default())
+        .arg(&*more(job, before))
         .arg(bytes)
+}
+
+/// Lanes, numbers and the names of providers have no spaces and no commas.
+fn head(job: &Job, reply_to: Option<FrontDoorId>) -> String {
+    let mut head = String::with_capacity(128);
+    // Text goes into a string without fail.
+    let _ = match reply_to {
+        Some(front_door) => write!(head, "{front_door} {} ", job.deadline.0),
+        None => write!(head, "- {} ", job.deadline.0),
+    };
+    for (number, target) in job.targets.iter().enumerate() {
+        head.push_str(if number > 0 { "," } else { "" });
+        head.push_str(&target.provider);
+    }
+    if job.targets.is_empty() {
+        head.push_str(NO_SCOPE);
+    }
+    let _ = write!(head, " {} {} {}", job.lane.as_str(), job.account, job.tokens.min(MAX_TOKENS));
+    head
+}
+
+fn more(job: &Job, Before { attempts, limited, fence }: &Before) -> Cow<'static, str> {
+    match (job.flight(), attempts, limited, fence.0) {
+        (None, 0, 0, 0) => Cow::Borrowed(if job.stream { "l" } else { "" }),
+        (flight, ..) => {
+            let (log, flight) = (if job.stream { 'l' } else { '-' }, flight.unwrap_or_default());
+            Cow::Owned(format!("{log} {attempts} {limited} {} {flight}", fence.0))
+        }
+    }
 }
 
 /// A run that asks whether it may come, as `admit.lua` takes it.
@@ -68,12 +91,18 @@ pub(super) struct Asking {
 }
 
 impl Part for Asking {
+    type Answer = Vec<Value>;
+
     fn bytes(&self) -> usize {
         0
     }
 
     fn add_to(&self, step: Invocation) -> Invocation {
-        admission(step.arg(arguments(&self.admission)).arg(self.size), &self.admission)
+        admission(step, Some(&self.admission)).arg(self.size)
+    }
+
+    fn answers(answer: Value, runs: usize) -> Result<Vec<Vec<Value>>, Unreachable> {
+        admissions(answer, runs)
     }
 }
 
@@ -86,17 +115,19 @@ pub(super) struct Entering {
 }
 
 impl Part for Entering {
+    type Answer = Vec<Value>;
+
     fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
     fn add_to(&self, step: Invocation) -> Invocation {
-        let arguments = self.admission.as_ref().map_or(0, arguments);
-        let step = put(step.arg(arguments), &self.job, &self.bytes, (0, 0, Fence::default()), self.reply_to);
-        match &self.admission {
-            Some(limits) => admission(step, limits),
-            None => step,
-        }
+        let step = admission(step, self.admission.as_ref());
+        put(step, &self.job, &self.bytes, &Before::default(), self.reply_to)
+    }
+
+    fn answers(answer: Value, runs: usize) -> Result<Vec<Vec<Value>>, Unreachable> {
+        admissions(answer, runs)
     }
 }
 
@@ -108,12 +139,18 @@ pub(super) struct Appended {
 }
 
 impl Part for Appended {
+    type Answer = Held;
+
     fn bytes(&self) -> usize {
         self.text.deltas.iter().map(String::len).sum()
     }
 
     fn add_to(&self, step: Invocation) -> Invocation {
         text(step.arg(self.run.to_string()).arg(self.fence.0), &self.text)
+    }
+
+    fn answers(answer: Value, runs: usize) -> Result<Vec<Held>, Unreachable> {
+        all_held(answer, runs)
     }
 }
 
@@ -134,33 +171,38 @@ pub(super) struct Stashed {
 }
 
 impl Part for Stashed {
+    type Answer = Held;
+
     fn bytes(&self) -> usize {
         self.bytes.len() + self.text.deltas.iter().map(String::len).sum::<usize>()
     }
 
     fn add_to(&self, step: Invocation) -> Invocation {
-        let step = step
-            .arg(self.run.to_string())
-            .arg(self.fence.0)
-            .arg(optional(self.tokens))
-            .arg(self.state.as_str())
-            .arg(&self.bytes);
-        text(step, &self.text)
+        let has_text = !self.text.deltas.is_empty();
+        let mut how = if has_text { "t".to_owned() } else { String::new() };
+        // Text goes into a string without fail.
+        let _ = match self.tokens {
+            Some(tokens) => write!(how, "{tokens} {}", self.state.as_str()),
+            None => write!(how, "- {}", self.state.as_str()),
+        };
+        let step = step.arg(self.run.to_string()).arg(self.fence.0).arg(how).arg(&self.bytes);
+        if has_text { text(step, &self.text) } else { step }
     }
-}
 
-/// How many arguments an admission is: depth, bytes, and two for every rule.
-fn arguments(admission: &Admission) -> usize {
-    2 + 2 * admission.rules.len()
+    fn answers(answer: Value, runs: usize) -> Result<Vec<Held>, Unreachable> {
+        all_held(answer, runs)
+    }
 }
 
 /// Adds an admission, as `admission.lua` takes it.
-pub(super) fn admission(mut invocation: Invocation, admission: &Admission) -> Invocation {
-    invocation = invocation.arg(admission.max_depth).arg(admission.max_bytes);
-    for rule in &admission.rules {
-        invocation = invocation.arg(format!("{}:{}", rule.name, rule.subject)).arg(rule.per_minute);
+fn admission(invocation: Invocation, admission: Option<&Admission>) -> Invocation {
+    let Some(Admission { max_depth, max_bytes, rules }) = admission else { return invocation.arg("").arg("") };
+    let mut text = String::new();
+    for rule in rules {
+        // Text goes into a string without fail.
+        let _ = write!(text, "{}:{} {} ", rule.name, rule.subject, rule.per_minute);
     }
-    invocation
+    invocation.arg(format!("{max_depth} {max_bytes}")).arg(text)
 }
 
 /// Adds the limits of a scope, as `claim.lua` takes them. What the same claim got before has left already.
@@ -192,7 +234,15 @@ pub(super) fn optional(limit: Option<impl ToString>) -> String {
     limit.map(|limit| limit.to_string()).unwrap_or_default()
 }
 
-/// Reads the answer of `admission.lua`.
+/// Reads the answers of `admission.lua`. A single `yes` is that of all.
+fn admissions(answer: Value, runs: usize) -> Result<Vec<Vec<Value>>, Unreachable> {
+    match answer {
+        Value::Array(_) => redis::from_redis_value(answer).map_err(unreachable),
+        yes => Ok(vec![vec![yes]; runs]),
+    }
+}
+
+/// Reads what `admission.lua` answers for one run.
 pub(super) fn admitted(answer: Vec<Value>, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
     let rules = admission.map(|admission| admission.rules.as_slice()).unwrap_or_default();
     let mut answer = answer.into_iter();
@@ -218,7 +268,20 @@ fn next<T: FromRedisValue>(answer: &mut impl Iterator<Item = Value>) -> Result<T
     redis::from_redis_value(value).map_err(unreachable)
 }
 
-/// Reads the answer of `stash.lua` and `release.lua`.
+/// Reads the answer of `stash.lua` and `append.lua`: a letter for each run, the first one of what `held` reads, or one for all.
+fn all_held(answer: Value, runs: usize) -> Result<Vec<Held>, Unreachable> {
+    let letters: Vec<u8> = redis::from_redis_value(answer).map_err(unreachable)?;
+    let letters = if letters.len() == 1 { vec![letters[0]; runs] } else { letters };
+    let held = |letter| match letter {
+        b'd' => Ok(Held::Done),
+        b'e' => Ok(Held::Elsewhere),
+        b'u' => Ok(Held::Unknown),
+        _ => Err(garbled("an unknown answer about a lease")),
+    };
+    letters.into_iter().map(held).collect()
+}
+
+/// Reads the answer of `release.lua`.
 pub(super) fn held(answer: &str) -> Result<Held, Unreachable> {
     match answer {
         "done" => Ok(Held::Done),

@@ -1,10 +1,12 @@
--- ARGV: any number of runs: of each, how many arguments its admission has, the size of its job, and the admission. Answers for each what `admit`
--- answers.
+-- ARGV: any number of runs: of each its admission, and the size of its job. Answers as `answer_all`.
 local waiting = all_that_waits()
-local answers, at = {}, 1
-while at < #ARGV do
-  local last = at + 1 + tonumber(ARGV[at])
-  answers[#answers + 1] = admit(at + 2, last, tonumber(ARGV[at + 1]), false, waiting)
-  at = last + 1
+local answers, runs = nil, 0
+for at = 1, #ARGV, ADMISSION_ARGS + 1 do
+  runs = runs + 1
+  local answer = admit(at, tonumber(ARGV[at + ADMISSION_ARGS]), false, waiting)
+  if answer then
+    answers = answers or {}
+    answers[runs] = answer
+  end
 end
-return answers
+return answer_all(answers, runs)

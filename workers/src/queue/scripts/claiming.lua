@@ -76,18 +76,23 @@ end
 local function give_room()
   if ARGV[6] ~= '1' or #unlimited == 0 then return end
   if #claims >= free then
-    call('HSET', key('meta'), 'open', 0)
+    write(key('room'), '0')
     return
   end
-  local pauses, fields = {}, { 'open', whole(now + ROOM_TTL), 'lease', whole(lease), 'room', free - #claims }
-  for i, scope in ipairs(unlimited) do pauses[i] = key('paused', scope.name) end
-  local paused = call('MGET', unpack(pauses))
+  write(key('room'), whole(free - #claims))
+  write(key('room_until'), whole(now + ROOM_TTL))
+  write(key('room_lease'), whole(lease))
+  local names = {}
   for i, scope in ipairs(unlimited) do
-    fields[#fields + 1] = 'room:' .. scope.name
-    fields[#fields + 1] = paused[i] and 0 or 1
+    names[2 * i - 1], names[2 * i] = key('paused', scope.name), key('room', scope.name)
   end
-  -- Whoever pauses the queue must find the scopes, also in a new memory in which this worker has not been registered.
-  if call('HSET', key('meta'), unpack(fields)) > 0 then
-    for _, scope in ipairs(unlimited) do call('SADD', key('scopes'), scope.name) end
+  local found = call('MGET', unpack(names))
+  for i, scope in ipairs(unlimited) do
+    local is_paused, is_open = found[2 * i - 1], found[2 * i]
+    if not is_paused and not is_open then
+      write(key('room', scope.name), '1')
+      -- Whoever pauses the queue must find the scope, also in a new memory in which this worker has not been registered.
+      call('SADD', key('scopes'), scope.name)
+    end
   end
 end

@@ -1,8 +1,9 @@
--- ARGV: any number of runs: of each, how many arguments its admission has, the run as `put` takes it, and the admission. Answers for each what `admit`
--- answers, or {'yes'}.
+-- ARGV: any number of runs: of each its admission (`admission.lua`), and the run as `put` takes it. Answers as `answer_all`.
 
 -- Offers travel whole, and those of one read together.
 local OFFERED_BYTES = 256 * 1024
+-- The arguments of a run.
+local ARGS = ADMISSION_ARGS + PUT_ARGS
 
 begin_put()
 local before = nil
@@ -10,52 +11,51 @@ local before = nil
 -- What waits before a run that comes now.
 local function waiting()
   before = before or all_that_waits()
-  return { runs = before.runs + came.waiting, bytes = before.bytes + came.bytes }
+  return { runs = before.runs + (lined and lined.runs or 0), bytes = before.bytes + (lined and lined.bytes or 0) }
 end
 
--- Where each run begins, and how many arguments there are up to its end; and what is known of them, which should be nothing.
-local runs, ids = {}, {}
-do
-  local at = 1
-  while at < #ARGV do
-    local last = at + PUT_ARGS + tonumber(ARGV[at])
-    add(runs, at + 1, last)
-    ids[#ids + 1] = ARGV[at + 1]
-    at = last + 1
-  end
+-- The run was sent twice, or restored from the ledger in the meantime. Only the reply address may be new.
+local function meet(id, run, head, more)
+  local reply_to = string.match(head, '^%S+')
+  if reply_to == '-' or run.reply_to then return end
+  run.reply_to = reply_to
+  changed[id] = true
+  if string.byte(more) == 108 then follow(id, run, reply_to) end
+  local ending = run.state == 'ended' and call('GET', key('end', id))
+  if ending then reply(reply_to, ending) end
 end
-find_all(ids)
+
+-- What is known of the runs should be nothing.
+local ids, scopes, runs = {}, {}, #ARGV / ARGS
+for i = 1, runs do
+  local at = (i - 1) * ARGS + ADMISSION_ARGS + 1
+  ids[i], scopes[i] = ARGV[at], ARGV[at + 2]
+end
+local names, others = find_with_room(ids, scopes)
 local buried = find_buried(ids)
 
-local function enqueue(at, last)
-  local id, scope, deadline, flight, log, reply_to, job =
-    ARGV[at], ARGV[at + 3], ARGV[at + 5], ARGV[at + 10], ARGV[at + 11], ARGV[at + 12], ARGV[at + 13]
-  local run = find(id)
+local answers = nil
+for i = 1, runs do
+  local first, id = (i - 1) * ARGS + 1, ids[i]
+  local at = first + ADMISSION_ARGS
+  local scope, deadline, more, job = scopes[i], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
+  local run = records[id] and find(id)
   local known = run or buried[id]
-  -- Sent twice, or restored from the ledger in the meantime. Then only the reply address may be new.
-  if run and reply_to ~= '' and not run.reply_to then
-    run.reply_to = reply_to
-    changed[id] = true
-    if log ~= '' then follow(id, run, reply_to) end
-    local ending = run.state == 'ended' and call('GET', key('end', id))
-    if ending then reply(reply_to, ending) end
-  end
-
+  if run then meet(id, run, ARGV[at + 1], more) end
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.
-  local is_offered = not known and flight == '' and #job <= OFFERED_BYTES and tonumber(deadline) > now and has_room(scope)
-  local first, answer = at + PUT_ARGS, { 'yes' }
-  if last >= first then answer = admit(first, last, #job, known, not is_offered and not known and waiting() or nil) end
-  if answer[1] == 'yes' and is_offered then
-    put_offered(at, take_room(scope))
-  elseif answer[1] == 'yes' and not known then
-    put(at, '')
+  local is_offered = not known and #more <= 1 and has_room(scope) and #job <= OFFERED_BYTES and exceeds(deadline, NOW)
+  local answer = admit(first, #job, known, not is_offered and not known and waiting() or nil)
+  if answer then
+    answers = answers or {}
+    answers[i] = answer
   end
-  return answer
-end
-
-local answers = {}
-for i = 1, #runs, 2 do
-  answers[#answers + 1] = enqueue(runs[i], runs[i + 1])
+  if not known and (not answer or answer[1] == 'yes') then
+    if is_offered then
+      put_offered(at, names[others + i])
+    else
+      put(at, '')
+    end
+  end
 end
 arrive()
-return answers
+return answer_all(answers, runs)

@@ -8,7 +8,7 @@ if run then
     run.log = '1'
     changed[id] = true
     call('DEL', events)
-    call('RPUSH', events, 'q' .. whole(now_us))
+    call('RPUSH', events, 'q' .. NOW_US)
     if (run.state == 'leased' or run.state == 'ended') and run.work == 'call' then call('RPUSH', events, 's' .. run.attempts) end
     if run.state == 'ended' then
       call('RPUSH', events, 'e' .. (call('GET', key('end', id)) or ''))

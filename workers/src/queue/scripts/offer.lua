@@ -1,47 +1,48 @@
 -- Offers: runs that are leased as they come, to whichever idle worker takes them from the list `offers:<scope>` first. Only a scope without limits
 -- has room for them, and only while none of its runs wait in line. There is room for as many as the last claim left executors free, and as have become free
 -- since. More may come than that if workers went away: what nobody takes at once waits for a claim.
-local rooms, room_left
+--
+-- `room` is how many more may be offered, `room_until` until when, and `room_lease` how long their leases are. `room:<scope>` is there while no run of the scope
+-- waits in line.
 
-local function begin_offers()
-  rooms, room_left = {}, nil
-end
+-- How many more may be offered; when their leases end, as text; which scopes are open, as far as that is known.
+local room_left, expiry, is_open
 
--- Whether the scope `is_open`; whether it `was_open` once and has not been shut since, though that may be over; and when the leases of its runs end, as text.
-local function room_in(scope)
-  local room = rooms[scope]
-  if not room then
-    local mark, left, open, lease = unpack(call('HMGET', key('meta'), 'room:' .. scope, 'room', 'open', 'lease'))
-    room = { was_open = mark == '1', is_open = mark == '1' and (tonumber(open) or 0) > now, expiry = whole(now + (tonumber(lease) or 0)) }
-    rooms[scope] = room
-    room_left = room_left or tonumber(left) or 0
+-- Reads the records of runs that come, and what room there is in their scopes. Answers the names of the records, and how many others stand before them.
+local function find_with_room(ids, scopes)
+  local names = { key('room'), key('room_until'), key('room_lease') }
+  is_open = {}
+  for i = 1, #scopes do
+    local scope = scopes[i]
+    if is_open[scope] == nil then
+      is_open[scope] = #names + 1
+      names[#names + 1] = key('room', scope)
+    end
   end
-  return room
+  local others = #names
+  local values = find_all(ids, names)
+  for scope, at in pairs(is_open) do is_open[scope] = values[at] == '1' end
+  local left, open, lease = values[1], values[2], values[3]
+  room_left = 0
+  if left and open and lease and exceeds(open, NOW) then
+    room_left, expiry = tonumber(left), whole(now + lease)
+  end
+  return names, others
 end
 
 local function has_room(scope)
-  return room_in(scope).is_open and room_left > 0
+  return room_left > 0 and is_open[scope]
 end
 
--- Takes the room of one run; answers when its lease ends.
-local function take_room(scope)
-  room_left = room_left - 1
-  return room_in(scope).expiry
-end
-
-local function write_room()
-  call('HSET', key('meta'), 'room', room_left)
-end
-
--- Runs have ended, and as many executors are about to be free.
-local function give_room_back(runs)
-  if runs > 0 then call('HINCRBY', key('meta'), 'room', runs) end
+-- Runs have ended, and as many executors are about to be free. `room` is what there was.
+local function give_room_back(runs, room)
+  if runs > 0 and room then write(key('room'), whole(room + runs)) end
 end
 
 -- A run of the scope waits in line: no other one is offered past it.
 local function shut_room(scope)
-  if rooms[scope] and not rooms[scope].was_open then return end
-  rooms[scope] = { was_open = false, is_open = false }
+  if is_open[scope] == false then return end
+  is_open[scope] = false
   close_room(scope)
 end
 

@@ -57,6 +57,6 @@ for _, id in ipairs(call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT'
   end
 end
 -- Nobody looks at these tombstones any more (`bury`).
-call('UNLINK', key('done', THIS_MINUTE - 2), key('done', THIS_MINUTE - 3))
+call('UNLINK', graves_of(2), graves_of(3))
 commit()
 return claims

@@ -39,9 +39,7 @@ local function release()
       call('ZREM', key('turns', run.lane, run.scope), run.account)
     end
   end
-  if target ~= '' then
-    run.target, run.scope = target, run.scopes and cjson.decode(run.scopes)[tonumber(target) + 1] or run.scope
-  end
+  if target ~= '' then run.target, run.scope = target, scope_of(run.scopes, tonumber(target)) or run.scope end
 
   -- A run that somebody wants to end is not made to wait: whoever comes first, a claim or the reaper, is told to end it.
   begin_wait(id, run.cancel and now or run.deadline, call('STRLEN', key('job', id)))

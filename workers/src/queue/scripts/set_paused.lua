@@ -2,7 +2,7 @@
 local scopes = call('SMEMBERS', key('scopes'))
 if ARGV[1] == '1' then
   call('SET', key('paused'), 1)
-  call('HDEL', key('meta'), 'open')
+  call('DEL', key('room'))
   for _, scope in ipairs(scopes) do withdraw_all(scope) end
   commit()
   return 1

@@ -1,31 +1,34 @@
--- ARGV: lease, bytes of text that a log keeps, then of every ending: id, fence, tokens used (or empty), state of the ended run, ending,
--- the place of the first delta that comes before it, how many deltas, deltas. Answers for each: 'done', 'elsewhere' or 'unknown'.
+-- ARGV: lease, bytes of text that a log keeps, then of every ending: id, fence, `<tokens used, or -> <state of the ended run>`, ending; and, when text comes
+-- before it, which an 't' in front of the tokens says, the place of its first delta, how many deltas, deltas. Answers 'd' (done), or else a letter for each:
+-- 'd', 'e' (elsewhere) or 'u' (unknown).
 local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local unknown, ended = {}, 0
 
 -- The same for a short record, which says that nothing but this is to be done.
-local function stash_short(id, record, ending, text)
-  local log, reply_to = string.match(record, '^.(.)%d+ (%S*)')
+local function stash_short(id, of, record, ending, text)
   ended = ended + 1
-  write_short(id, 'e' .. string.sub(record, 2))
-  write(key('end', id), ending)
-  if log == 'l' then
+  write_short(id, PREFIX .. 'run:' .. id, 'e' .. record)
+  write(PREFIX .. 'end:' .. id, ending)
+  -- Behind the fence stands who waits for the reply.
+  local at = #of + 4
+  local reply_to = string.byte(record, at) ~= 45 and string.sub(record, at, string.find(record, ' ', at, true) - 1) or nil
+  if string.byte(record, 2) == 108 then
     end_log(id, reply_to, ending, text, nil, most)
-  elseif reply_to ~= '' then
+  elseif reply_to then
     reply(reply_to, ending)
   end
-  return 'done'
+  return 'd'
 end
 
-local function stash(id, of, used, outcome, ending, text)
-  local record = short(id, 'l', of)
-  if record then return stash_short(id, record, ending, text) end
+local function stash(id, of, what, ending, text)
+  local record = short(id, false, of)
+  if record then return stash_short(id, of, record, ending, text) end
   local run = find(id)
   if not run then
-    if is_buried(id) then return 'elsewhere' end
+    if is_buried(id) then return 'e' end
     -- The queue lost its memory. The ending goes to the ledger, and until it is there nobody should restore the run.
     unknown[#unknown + 1] = id
-    return 'unknown'
+    return 'u'
   end
   if (run.state == 'ready' or run.state == 'delayed') and (tonumber(run.fence) or 0) < tonumber(of) then
     -- It did lose its memory, and the run was restored. Nobody has taken it since, so this is its ending.
@@ -33,34 +36,45 @@ local function stash(id, of, used, outcome, ending, text)
     call('ZADD', key('lease'), now + lease, id)
     run.state, run.fence = 'leased', of
   end
-  if run.fence ~= of then return 'elsewhere' end
+  if run.fence ~= of then return 'e' end
   -- The same step again, because its answer was lost.
-  if run.state == 'ended' then return 'done' end
-  if run.state ~= 'leased' then return 'elsewhere' end
+  if run.state == 'ended' then return 'd' end
+  if run.state ~= 'leased' then return 'e' end
 
   run.state, ended = 'ended', ended + 1
   write(key('end', id), ending)
+  local used, outcome = string.match(what, '^t?(%S+) (%S+)$')
   -- Those that wait behind it want to know when it is finished.
   if run.flight then run.outcome = outcome end
   changed[id] = true
-  if run.work == 'call' and used ~= '' and has(run.held, 't') then settle(run.scope, id, run.fence, tonumber(used)) end
+  if run.work == 'call' and used ~= '-' and has(run.held, 't') then settle(run.scope, id, run.fence, tonumber(used)) end
   free_slot(id, run)
   announce(id, run, ending, text, most)
-  return 'done'
+  return 'd'
 end
 
--- Where each ending begins.
-local places, ids, at = {}, {}, 3
-while at < #ARGV do
-  places[#places + 1], ids[#ids + 1] = at, ARGV[at]
-  at = at + 7 + tonumber(ARGV[at + 6])
+-- Where each ending begins, and what text comes before it.
+local places, ids, texts, endings, at, last = {}, {}, nil, 0, 3, #ARGV
+while at < last do
+  endings = endings + 1
+  places[endings], ids[endings] = at, ARGV[at]
+  if string.byte(ARGV[at + 2]) == 116 then
+    texts = texts or {}
+    texts[endings], at = text_at(at + 4)
+  else
+    at = at + 4
+  end
 end
-find_all(ids)
-local answers = {}
-for i, at in ipairs(places) do
-  answers[i] = stash(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], (text_at(at + 5)))
+local room = find_all(ids, { key('room') })[1]
+-- Mostly they all are done.
+local answers = nil
+for i = 1, endings do
+  local at = places[i]
+  local answer = stash(ids[i], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], texts and texts[i])
+  if answer ~= 'd' and not answers then answers = string.rep('d', i - 1) end
+  if answers then answers = answers .. answer end
 end
 bury(unknown)
-give_room_back(ended)
+give_room_back(ended, room)
 commit()
-return answers
+return answers or 'd'

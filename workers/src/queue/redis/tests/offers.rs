@@ -256,8 +256,8 @@ async fn an_offer_that_nobody_takes_is_claimed_under_a_new_fence() {
     make_room(&queue, gone, 8, &scopes()).await;
     let job = job();
     queue.put(&job).await;
-    let offered: Vec<String> = server.command(&["LRANGE", &queue.key("offers:one"), "0", "-1"]).await;
-    let before = Fence(offered[0].split(' ').nth(1).unwrap().parse().unwrap());
+    let offered: Vec<Vec<u8>> = server.command(&["LRANGE", &queue.key("offers:one"), "0", "-1"]).await;
+    let before = Fence(wire::parse(offered[0].split(|byte| *byte == b' ').nth(1).unwrap()).unwrap());
 
     let claim = queue.claim_one(worker).await;
     assert_eq!((claim.job.id, claim.attempt, &claim.work), (job.id, 1, &Work::Call));
@@ -444,7 +444,7 @@ async fn a_redis_that_forgot_that_an_offer_was_taken_takes_it_from_nobody() {
         let worker = WorkerId::new();
         make_room(&queue, worker, 8, &scopes()).await;
         queue.put(&job()).await;
-        let offer: Vec<String> = server.command(&["LRANGE", "{q:test}:offers:one", "0", "-1"]).await;
+        let offer: Vec<Vec<u8>> = server.command(&["LRANGE", "{q:test}:offers:one", "0", "-1"]).await;
         let claim = offered(&queue, worker, 8).await.remove(0);
         let held = [(claim.job.id, claim.fence)];
         assert_eq!(queue.heartbeat(worker, &held).await.unwrap(), [Renewal::Held]);
@@ -452,7 +452,7 @@ async fn a_redis_that_forgot_that_an_offer_was_taken_takes_it_from_nobody() {
             assert_eq!(queue.stash(&ending(&claim, worker)).await.unwrap(), Held::Done);
             queue.finish(&held).await.unwrap();
         }
-        server.command::<u32>(&["RPUSH", "{q:test}:offers:one", &offer[0], &offer[1]]).await;
+        server.command::<u32>(&[&b"RPUSH"[..], b"{q:test}:offers:one", &offer[0], &offer[1]]).await;
         queue.set_paused(true).await.unwrap();
         assert_eq!(server.command::<u32>(&["LLEN", "{q:test}:offers:one"]).await, 0);
         let leased = u64::from(!ended);

@@ -96,11 +96,14 @@ impl Server {
     }
 
     /// Any command, as an operator would give it.
-    pub async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+    pub async fn command<T: redis::FromRedisValue>(&self, words: &[impl AsRef<[u8]>]) -> T {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let (first, rest) = words.split_first().unwrap();
-        redis::cmd(first).arg(rest).query_async(&mut connection).await.unwrap()
+        let command = words.iter().fold(redis::Cmd::new(), |mut command, word| {
+            command.arg(word.as_ref());
+            command
+        });
+        command.query_async(&mut connection).await.unwrap()
     }
 
     /// Changes a field in the record of a run that waits.
