@@ -84,7 +84,8 @@ impl Recorder {
         self.flushing = true;
         let rest = self.pending.split_off(self.pending.len().min(BATCH));
         let batch = mem::replace(&mut self.pending, rest);
-        let write = tokio::spawn(write(self.shared.clone(), self.pool.clone(), batch));
+        // All states of a statement are large: they are moved once.
+        let write = tokio::spawn(Box::pin(write(self.shared.clone(), self.pool.clone(), batch)));
         ctx.spawn(write.into_actor(self).map(|written, act, ctx| {
             if let Err(error) = written {
                 tracing::error!(%error, "writing endings panicked; their leases run out, and whoever takes them over tries again");
