@@ -10,7 +10,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     executor::{
-        Shared,
+        BACKLOG_PER_SLOT, Shared,
         health::OnDuty,
         pool::{Finished, Pool},
         stop::Stop,
@@ -25,7 +25,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Endings in one transaction, at most.
 const BATCH: usize = 256;
-/// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it.
+/// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it, and
+/// takes the processor from runs that somebody waits for. Nobody waits for this: an ending that is stashed is told, and shown.
 const BREATH: Duration = Duration::from_millis(10);
 
 pub struct Recorder {
@@ -37,6 +38,8 @@ pub struct Recorder {
     not_before: Instant,
     /// It is waited for.
     breathing: bool,
+    /// A result among those that are pending is shared.
+    is_shared: bool,
     idle: Vec<tokio::sync::oneshot::Sender<()>>,
     _on_duty: OnDuty,
 }
@@ -51,9 +54,16 @@ impl Recorder {
             flushing: false,
             not_before: Instant::now(),
             breathing: false,
+            is_shared: false,
             idle: Vec::new(),
             _on_duty: on_duty,
         }
+    }
+
+    /// Whether somebody waits after all: for the last ending, for a result that is shared, or soon for a place in the backlog.
+    fn is_due(&self) -> bool {
+        let enough = BATCH.min(self.shared.slots * BACKLOG_PER_SLOT / 2);
+        self.is_shared || !self.idle.is_empty() || self.pending.len() >= enough
     }
 
     /// At once when idle; what comes while a batch is written, or just after, makes the next one.
@@ -70,8 +80,7 @@ impl Recorder {
         }
         let now = Instant::now();
         let breath = self.not_before.saturating_duration_since(now);
-        // Whoever waits for the last ending is not made to wait for more.
-        if !breath.is_zero() && self.pending.len() < BATCH && self.idle.is_empty() {
+        if !breath.is_zero() && !self.is_due() {
             if !mem::replace(&mut self.breathing, true) {
                 ctx.run_later(breath, |act, ctx| {
                     act.breathing = false;
@@ -81,6 +90,7 @@ impl Recorder {
             return;
         }
         self.not_before = now + BREATH;
+        self.is_shared = false;
         self.flushing = true;
         let rest = self.pending.split_off(self.pending.len().min(BATCH));
         let batch = mem::replace(&mut self.pending, rest);
@@ -121,6 +131,7 @@ impl Handler<Record> for Recorder {
     type Result = ();
 
     fn handle(&mut self, record: Record, ctx: &mut Self::Context) {
+        self.is_shared |= record.job.caching.is_some();
         self.pending.push(record);
         self.flush(ctx);
     }

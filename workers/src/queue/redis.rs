@@ -26,8 +26,8 @@
 //! `events:<id>` is the log of a run's events, a list: its n-th element is event n. It outlives the run by its own time to live.
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
-//! they block on it, and on `offers:<scope>`, which holds runs that were leased as they came and that nobody has taken yet (`offer.lua`). How many more may be, until when,
-//! and with which lease is in `meta`: `room` and `room:<scope>`, `open` and `lease`. `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
+//! they block on it, and on `offers:<scope>`, which holds runs that were leased as they came and that nobody has taken yet. How many more may be, until when,
+//! with which lease and in which scopes is in `room`, `room_until`, `room_lease` and `room:<scope>` (`offer.lua`). `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
 //! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
 //!
@@ -52,6 +52,7 @@ mod clock;
 mod connect;
 mod lines;
 mod message;
+mod parts;
 mod replies;
 mod scripts;
 mod subscription;
@@ -79,10 +80,10 @@ pub use self::connect::ConnectError;
 use self::{
     clock::Clock,
     connect::Connections,
+    parts::{Appended, Asking, Before, Entering, Stashed},
     scripts::{Invocation, Step},
     together::Steps,
     wake::Waiters,
-    wire::{Appended, Asking, Before, Entering, Stashed},
 };
 use super::{
     Admission, Admitted, Cancelled, Claim, Claimed, Epoch, Followed, Held, LEASE, LOG_PAGE, LaneStats, MAX_LOSSES,
@@ -316,7 +317,7 @@ impl Queue for RedisQueue {
                 let encoded = job.encode();
                 bytes += encoded.len();
                 let before = Before { attempts: *attempts, limited: *limited, fence: *fence };
-                step = wire::put(step, job, &encoded, &before, None);
+                step = parts::put(step, job, &encoded, &before, None);
                 if bytes >= RESTORE_BYTES {
                     break;
                 }

@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{
     CLAIM_BATCH, RedisQueue, millis, scripts,
-    wire::{self, Read, Row},
+    wire::{self, Read},
 };
 use crate::{
     job::WorkerId,
@@ -30,21 +30,23 @@ impl RedisQueue {
             for limits in scopes {
                 step = wire::limits(step, limits, &claimed.claims);
             }
-            let answer: Result<(i64, Vec<Row>), _> = self.run(step).await;
+            let answer: Result<(i64, Vec<Vec<u8>>), _> = self.run(step).await;
             if answer.is_err() {
                 self.waiters.forget(worker);
             }
-            let (next, rows) = match answer {
+            let (next, handed_out) = match answer {
                 Ok(answer) => answer,
                 // What was claimed before is ours and must not be lost over this.
                 Err(_) if !claimed.claims.is_empty() => return Ok(Claimed { next: Some(Duration::ZERO), ..claimed }),
                 Err(error) => return Err(error),
             };
-            self.waiters.registered(worker, registered, rows.len() < batch);
+            // Two texts are a claim.
+            let runs = handed_out.len() / 2;
+            self.waiters.registered(worker, registered, runs < batch);
             claimed.next = u64::try_from(next).ok().map(Duration::from_millis);
             // It stopped at the size of a batch, in runs or in bytes. There is more, or else the worker must be known as idle.
-            let more = rows.len() == batch || (next == 0 && !rows.is_empty());
-            claimed.claims.extend(self.claims(rows).await?);
+            let more = runs == batch || (next == 0 && runs > 0);
+            claimed.claims.extend(self.claims(handed_out).await?);
             if !more || claimed.claims.len() >= free {
                 return Ok(claimed);
             }
@@ -52,10 +54,10 @@ impl RedisQueue {
     }
 
     /// Reads claims. One that this process cannot read is put back for another one, and does not hold the rest up.
-    pub(super) async fn claims(&self, rows: Vec<Row>) -> Result<Vec<Claim>, Unreachable> {
-        let mut claims = Vec::with_capacity(rows.len());
-        for row in rows {
-            match wire::claim(row)? {
+    pub(super) async fn claims(&self, handed_out: Vec<Vec<u8>>) -> Result<Vec<Claim>, Unreachable> {
+        let mut claims = Vec::with_capacity(handed_out.len() / 2);
+        for read in wire::claims(handed_out)? {
+            match read {
                 Read::Claim(claim) => claims.push(*claim),
                 Read::Foreign { run, fence } => {
                     tracing::warn!(%run, "a queued run was written by another version; it is left to a worker of that version");

@@ -1,6 +1,6 @@
 //! What is published to a front door: all that one script tells it, in the order in which it happened.
 //!
-//! It is what `cmsgpack.pack` makes of what `tell_all` in `common.lua` has gathered: an array of [MessagePack](https://msgpack.org), of texts and of whole
+//! It is the ending itself when nothing else is told, and otherwise what `cmsgpack.pack` makes of what `news_for` in `common.lua` has gathered: an array of [MessagePack](https://msgpack.org), of texts and of whole
 //! numbers that are not negative.
 
 use super::wire::parse;

@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 use super::{
     connect::{Connections, unreachable},
     millis,
+    parts::{Appended, Asking, Entering, Stashed},
     scripts::{self, Invocation},
-    wire::{Appended, Asking, Entering, Stashed, garbled},
+    wire::garbled,
 };
 use crate::queue::{LOG_BYTES, Unreachable};
 

@@ -43,7 +43,7 @@ for _, lane in ipairs(LANES) do
 end
 local left = #turns > 0 and call('EXISTS', unpack(turns)) or 0
 if left == 0 then
-  set_idle(#claims < free)
+  set_idle(taken < free)
   give_room()
   commit()
   return { upcoming == math.huge and -1 or math.max(upcoming - now, 0), claims }
@@ -334,7 +334,7 @@ local more = nil
 while true do
   local head, weights, total = choose()
   if not head then break end
-  if #claims >= free or bytes > ANSWER_BYTES then
+  if taken >= free or bytes > ANSWER_BYTES then
     more = head
     break
   end
@@ -384,10 +384,10 @@ if #left_all > 0 then
   call('ZADD', key('lease'), unpack(leases))
 end
 
-set_idle(#claims < free)
+set_idle(taken < free)
 if more then wake(more.scope.name) end
 -- There is room only when nothing is left in line, and none when this worker is full.
-if #claims >= free or not (more or swept >= SWEEP) then give_room() end
+if taken >= free or not (more or swept >= SWEEP) then give_room() end
 
 for _, scope in ipairs(busy) do
   for _, lane in ipairs(LANES) do

@@ -41,18 +41,17 @@ local function set_idle(is_idle)
   end
 end
 
-local claims, bytes = {}, 0
+-- What is handed out, two texts for each run: what there is to know of the claim (`head_of`), and the job.
+local claims, taken, bytes = {}, 0, 0
 
 local function claimed(id, run, job, number, waited)
-  bytes = bytes + #job
-  claims[#claims + 1] = {
-    id, job, run.fence, number, run.limited or '0', run.target or '0', waited, run.started or NOW, run.work, '', '', '', '', '', mark(id, run.log),
-  }
+  bytes, taken = bytes + #job, taken + 1
+  claims[2 * taken - 1], claims[2 * taken] = head_of(id, run, run.work, number, waited), job
 end
 
 -- Offers that nobody has taken come first. Whoever took one after all has lost it with this.
 local function adopt(scope)
-  while #claims < free and bytes <= ANSWER_BYTES do
+  while taken < free and bytes <= ANSWER_BYTES do
     local entries = call('LPOP', key('offers', scope), 2)
     if not entries then return end
     local offer, job = unpack(entries)
@@ -75,11 +74,11 @@ end
 -- As many runs of the scopes without limits as this worker has executors left may be offered from now on.
 local function give_room()
   if ARGV[6] ~= '1' or #unlimited == 0 then return end
-  if #claims >= free then
+  if taken >= free then
     write(key('room'), '0')
     return
   end
-  write(key('room'), whole(free - #claims))
+  write(key('room'), whole(free - taken))
   write(key('room_until'), whole(now + ROOM_TTL))
   write(key('room_lease'), whole(lease))
   local names = {}

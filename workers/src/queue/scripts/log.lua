@@ -61,6 +61,14 @@ local function mark(id, log)
   return (call('LLEN', key('events', id)) + 1) .. (log == 'd' and 'd' or '')
 end
 
+-- What there is to know of a claim: `<id> <fence> <number of the attempt> <attempts that were limited> <number of the target> <waited> <first taken> <work> <mark>`. Of a
+-- call that was lost, `<worker, or -> <fence> <number> <taken>` comes behind that.
+local function head_of(id, run, work, number, waited)
+  local log = mark(id, run.log)
+  return id .. ' ' .. run.fence .. ' ' .. number .. ' ' .. (run.limited or '0') .. ' ' .. (run.target or '0') .. ' ' .. waited .. ' ' .. (run.started or NOW)
+    .. ' ' .. work .. ' ' .. (log == '' and '-' or log)
+end
+
 -- The ending comes last in a log, behind the text, if there is one.
 local function end_log(id, followers, ending, text, kept, most)
   if text then

@@ -1,6 +1,7 @@
--- ARGV: worker, how many runs at most, lease, losses allowed. Answers {claims…}. What does not fit is left for the next time.
+-- ARGV: worker, how many runs at most, lease, losses allowed. Answers {claims…}; of one whose work is to record an ending, that stands behind the job. What does not
+-- fit is left for the next time.
 local worker, limit, lease, allowed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local claims, bytes = {}, 0
+local claims, taken, bytes = {}, 0, 0
 
 for scope in pairs(promote()) do wake(scope) end
 
@@ -12,12 +13,14 @@ end
 local function take_over(id, run, work, job, ending)
   take(id, run, worker, work, lease)
   if work == 'record' then run.state = 'ended' end
-  bytes = bytes + #job + #(ending or '')
-  claims[#claims + 1] = {
-    id, job, run.fence, whole((tonumber(run.attempts) or 0) + 1), run.limited or '0', run.target or '0',
-    run.waited or whole(math.max((tonumber(run.taken) or now) - tonumber(run.ready), 0)), run.started or NOW, work,
-    run.lost_worker or '', run.lost_fence or '', run.lost_attempt or '', run.lost_taken or '', ending or '', mark(id, run.log),
-  }
+  bytes, taken = bytes + #job + #(ending or ''), taken + 1
+  local waited = run.waited or whole(math.max((tonumber(run.taken) or now) - tonumber(run.ready), 0))
+  local head = head_of(id, run, work, whole((tonumber(run.attempts) or 0) + 1), waited)
+  if run.lost_fence then
+    head = head .. ' ' .. (run.lost_worker or '-') .. ' ' .. run.lost_fence .. ' ' .. (run.lost_attempt or '0') .. ' ' .. (run.lost_taken or '0')
+  end
+  add(claims, head, job)
+  if ending then claims[#claims + 1] = ending end
 end
 
 for _, id in ipairs(call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0, limit)) do
@@ -44,7 +47,7 @@ for _, id in ipairs(call('ZRANGEBYSCORE', key('lease'), '-inf', now, 'LIMIT', 0,
   end
 end
 
-for _, id in ipairs(call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - #claims, 0))) do
+for _, id in ipairs(call('ZRANGEBYSCORE', key('deadlines'), '-inf', now, 'LIMIT', 0, math.max(limit - taken, 0))) do
   if bytes > ANSWER_BYTES then break end
   local run, job = find(id), call('GET', key('job', id))
   if not run or (run.state ~= 'ready' and run.state ~= 'delayed') then
