@@ -47,11 +47,12 @@ pub(super) fn put(
 
 /// Lanes, numbers and the names of providers have no spaces and no commas.
 fn head(job: &Job, reply_to: Option<FrontDoorId>) -> String {
-    let mut head = String::with_capacity(128);
+    let mut head = String::with_capacity(160);
+    let (deadline, tokens, lane) = (job.deadline.0, job.tokens.min(MAX_TOKENS), job.lane.as_str());
     // Text goes into a string without fail.
     let _ = match reply_to {
-        Some(front_door) => write!(head, "{front_door} {} ", job.deadline.0),
-        None => write!(head, "- {} ", job.deadline.0),
+        Some(front_door) => write!(head, "{front_door} {deadline} {tokens} {lane} {} ", job.account),
+        None => write!(head, "- {deadline} {tokens} {lane} {} ", job.account),
     };
     for (number, target) in job.targets.iter().enumerate() {
         head.push_str(if number > 0 { "," } else { "" });
@@ -60,7 +61,6 @@ fn head(job: &Job, reply_to: Option<FrontDoorId>) -> String {
     if job.targets.is_empty() {
         head.push_str(NO_SCOPE);
     }
-    let _ = write!(head, " {} {} {}", job.lane.as_str(), job.account, job.tokens.min(MAX_TOKENS));
     head
 }
 

@@ -210,7 +210,7 @@ local function find_head(lane, scope)
     elseif own > virtual then
       set_turn(scope, lane, account, own)
     else
-      local run = find(id)
+      local run = find_waiting(id, scope.name)
       if run and run.state == 'ready' and run.scope == scope.name then
         local work = 'call'
         if run.cancel then
@@ -218,6 +218,8 @@ local function find_head(lane, scope)
         elseif tonumber(run.deadline) <= now then
           work = 'expire'
         end
+        -- What is not called for is ended, which takes the whole record.
+        if work ~= 'call' then run = find(id) end
         return {
           id = id, run = run, account = account, virtual = virtual, line = line, lane = lane, scope = scope,
           work = work, ready = tonumber(run.ready), tokens = tonumber(run.tokens), is_last = not next_id,
@@ -285,8 +287,13 @@ local function hand_out(head)
   end
   local number = whole((tonumber(run.attempts) or 0) + 1)
   local waited = whole(math.max(now - head.ready, 0))
-  run.state, run.fence, run.owner, run.work = 'leased', next_fence(run.fence), worker, head.work
-  changed[id] = true
+  local held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
+  if run.short then
+    claim_short(id, run, worker, held)
+  else
+    run.fence, changed[id] = next_fence(run.fence), true
+  end
+  run.state, run.owner, run.work = 'leased', worker, head.work
   left_lane[lane] = left_lane[lane] or {}
   table.insert(left_lane[lane], id)
   left_all[#left_all + 1] = id
@@ -295,7 +302,7 @@ local function hand_out(head)
   waiting_bytes = waiting_bytes - #job
   if head.work == 'call' then
     run.attempts, run.taken, run.waited, run.started = number, NOW, waited, run.started or NOW
-    run.held = (scope.slots and 's' or '') .. (scope.spent and 't' or '')
+    run.held = held
     if run.log then note(id, run.followers, 's' .. number) end
     if scope.slots then
       call('ZADD', key('slots', scope.name), now + lease, id)

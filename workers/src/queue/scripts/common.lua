@@ -89,7 +89,8 @@ local function stands(offer, run)
 end
 
 local function next_fence(previous)
-  local after = (tonumber(previous) or 0) + 1
+  if not previous or previous == '0' then return NOW_US end
+  local after = previous + 1
   return after > tonumber(NOW_US) and whole(after) or NOW_US
 end
 

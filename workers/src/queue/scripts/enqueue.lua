@@ -20,7 +20,7 @@ local function meet(id, run, head, more)
   if reply_to == '-' or run.reply_to then return end
   run.reply_to = reply_to
   changed[id] = true
-  if string.byte(more) == 108 then follow(id, run, reply_to) end
+  if string.byte(more) == LOGGED then follow(id, run, reply_to) end
   local ending = run.state == 'ended' and call('GET', key('end', id))
   if ending then reply(reply_to, ending) end
 end

@@ -1,10 +1,10 @@
 -- How runs come into the queue: by enqueue and by restore.
 
--- The arguments of one run from ARGV[at] on: id; its head, `<reply address, or -> <deadline> <scopes of its targets, with commas> <lane> <account> <tokens>`; the scope of
+-- The arguments of one run from ARGV[at] on: id; its head, `<reply address, or -> <deadline> <tokens> <lane> <account> <scopes of its targets, with commas>`; the scope of
 -- the first target and the deadline, again; what else is to be known; job. What else: empty for most, 'l' when the run's events are logged from the start, or
 -- `<l or -> <attempts so far> <how many of them were limited> <the last fence> <the digest of its flight>`.
 local PUT_ARGS = 6
-local HEAD = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$'
+local HEAD = '^(%S+) %S+ (%S+) %S+ %S+ (%S+)$'
 local MORE = '^(.) (%S+) (%S+) (%S+) (%S*)$'
 
 -- What the runs that come together have in common is written once, by `arrive`: leases and offers by scope; and of those that wait, what there is to count, and who is in
@@ -38,10 +38,6 @@ local function begin_log(id, ...)
   end
 end
 
-local function given(text, none)
-  if text ~= none then return text end
-end
-
 -- A run that is leased as it comes. Nothing else is known of it but that it may have a log. `name` is that of its record.
 local function put_offered(at, name)
   local id, head, scope, log, job, next_event = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4], ARGV[at + 5], ''
@@ -58,27 +54,33 @@ local function put_offered(at, name)
   add(among(offers, scope), offer(id, NOW_US, next_event), job)
 end
 
+-- The record of a run that shares its call, or was in the queue before.
+local function put_whole(at, lane, account)
+  local id, reply_to, tokens, scopes = ARGV[at], string.match(ARGV[at + 1], HEAD)
+  local log, attempts, limited, fence, flight = string.match(ARGV[at + 4], MORE)
+  reply_to = given(reply_to, '-')
+  local run = {
+    state = 'ready', ready = NOW, account = account, lane = lane, scope = ARGV[at + 2], scopes = scopes, deadline = ARGV[at + 3], tokens = tokens,
+    reply_to = reply_to, attempts = given(attempts, '0'), limited = given(limited, '0'), fence = given(fence, '0'), flight = given(flight, ''),
+    log = log == 'l' and '1' or nil, followers = log == 'l' and reply_to or nil,
+  }
+  records[id], changed[id] = run, true
+  return run
+end
+
 -- `began` tells this log from an earlier one of the run, which was lost: empty for the log of its submission.
 local function put(at, began)
   local id, scope, deadline, more, job = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
-  local reply_to, _, scopes, lane, account, tokens = string.match(ARGV[at + 1], HEAD)
-  local log, attempts, limited, fence, flight = string.match(more, MORE)
-  local run = {
-    state = 'ready', ready = NOW, account = account, lane = lane, scope = scope, scopes = scopes, deadline = deadline, tokens = tokens,
-    reply_to = given(reply_to, '-'), attempts = given(attempts, '0'), limited = given(limited, '0'), fence = given(fence, '0'),
-    flight = given(flight, ''), log = (log or more) == 'l' and '1' or nil,
-  }
-  records[id], changed[id] = run, true
+  local lane, account = string.match(ARGV[at + 1], '^%S+ %S+ %S+ (%S+) (%S+)')
+  local run = #more > 1 and put_whole(at, lane, account)
+  if not run then write_short(id, key('run', id), (more == '' and 'r-' or 'rl') .. '0 ' .. ARGV[at + 1] .. ' ' .. NOW) end
   write(key('job', id), job)
-  if run.log then
-    run.followers = run.reply_to
-    begin_log(id, 'q' .. began)
-  end
+  if string.byte(more) == LOGGED then begin_log(id, 'q' .. began) end
   lined = lined or { runs = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {} }
   lined.runs = lined.runs + 1
   lined.bytes = lined.bytes + #job
   add(lined.deadlines, deadline, id)
-  if run.flight and wait_behind(id, run) then return end
+  if run and run.flight and wait_behind(id, run) then return end
   add(among(lined.lanes, lane), NOW, id)
   local line = among(lined.lines, key('ready', lane, scope, account))
   line.lane, line.scope, line.account = lane, scope, account

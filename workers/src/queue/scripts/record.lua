@@ -1,10 +1,19 @@
 -- The record of a run, `run:<id>`, is a table of texts, packed. A step reads it once, and what it changes is written by `commit`, together: every
 -- step that changes a record ends with that. What a step needs of many runs it reads at once (`find_all`).
 --
--- A run that was offered and of which nothing more is to be said has a short record, which is written and read in a fraction of the time, because most runs that are waited
--- for have no other one in their life: `l<log><fence> <head> <ready>`, with an 'e' in front when the run has ended. An 'l' or a '-' says whether there is a log, which
--- is followed by whoever waits for the reply. The head is what the run came with (`put.lua`).
-local SHORT = '^(e?)l([l-])(%d+) (%S+) (%d+) (%S+) (%l+) (%S+) (%d+) (%d+)$'
+-- A run of which nothing is to be said but what most have in common has a short record, a line, which is written and read in a fraction of the time. Most runs have no other
+-- one in their life.
+--
+--     r<log><fence> <head> <ready>                            waits in line, and was never called for
+--     l<log><fence> <head> <ready>                            was offered as it came
+--     c<log><fence> <head> <ready> <owner> <taken> <held>     was claimed, for its first call
+--
+-- An 'e' stands in front when the run has ended. The log is an 'l' or a '-', and is followed by whoever waits for the reply. The head is what the run came with
+-- (`put.lua`); what it held of limits is a '-' when there are none.
+local SHORT = '^(e?)([rlc])([l-])(%d+) (%S+) (%d+) (%d+) (%l+) (%S+) (%S+) (%d+)(.*)$'
+local CLAIMED = '^ (%S+) (%d+) (%S+)$'
+-- The letters, and '-', as bytes.
+local READY, OFFERED, TAKEN, ENDED, LOGGED, NOTHING = 114, 108, 99, 101, 108, 45
 
 -- The scopes of a run's targets are written with commas between them; that of the first target is the one where it begins.
 local FIRST_SCOPE = '^[^,]*'
@@ -17,20 +26,34 @@ local function scope_of(scopes, target)
   end
 end
 
+local function given(text, none)
+  if text ~= none then return text end
+end
+
 -- False when there is none. What cannot be read is as good as gone: `missing` says so, and the reconciler restores the run.
 local function unpacked(record)
   if not record then return false end
-  local ended, log, fence, reply_to, deadline, scopes, lane, account, tokens, ready = string.match(record, SHORT)
-  if ended then
-    reply_to = reply_to ~= '-' and reply_to or nil
-    return {
-      state = ended == 'e' and 'ended' or 'leased', fence = fence, reply_to = reply_to, ready = ready, deadline = deadline, lane = lane,
-      account = account, tokens = tokens, scope = string.match(scopes, FIRST_SCOPE), scopes = scopes, log = log == 'l' and '1' or nil,
-      followers = log == 'l' and reply_to or nil, work = 'call', attempts = '1', taken = ready, started = ready, held = 'o',
-    }
+  local ended, kind, log, fence, reply_to, deadline, tokens, lane, account, scopes, ready, more = string.match(record, SHORT)
+  if not ended then
+    local ok, run = pcall(cmsgpack.unpack, record)
+    return ok and type(run) == 'table' and run
   end
-  local ok, run = pcall(cmsgpack.unpack, record)
-  return ok and type(run) == 'table' and run
+  reply_to = given(reply_to, '-')
+  local run = {
+    state = ended == 'e' and 'ended' or 'leased', fence = given(fence, '0'), reply_to = reply_to, ready = ready, deadline = deadline, lane = lane,
+    account = account, tokens = tokens, scope = string.match(scopes, FIRST_SCOPE), scopes = scopes,
+  }
+  if log == 'l' then run.log, run.followers = '1', reply_to end
+  if kind == 'r' then
+    run.state = 'ready'
+  else
+    run.work, run.attempts, run.taken, run.started, run.held = 'call', '1', ready, ready, 'o'
+    if kind == 'c' then
+      run.owner, run.taken, run.held = string.match(more, CLAIMED)
+      run.started, run.held = run.taken, given(run.held, '-') or ''
+    end
+  end
+  return run
 end
 
 -- The record of a run; false when the queue does not know it.
@@ -61,19 +84,41 @@ local function write(name, value)
   written = written + 2
 end
 
--- The short record of a run that `find_all` has read, if it has one under this fence and is leased, or has ended.
-local function short(id, is_ended, fence)
+-- The short record of a run that `find_all` has read, if it is leased under this fence, or has ended, and held nothing.
+local function short(id, has_ended, fence)
   local record = records[id]
   if type(record) ~= 'string' then return nil end
-  local at = is_ended and 4 or 3
-  if string.byte(record, at - 2) == 108 and (not is_ended or string.byte(record) == 101) and string.find(record, fence .. ' ', at, true) == at then
-    return record
-  end
+  local at = has_ended and 2 or 1
+  if has_ended and string.byte(record) ~= ENDED then return nil end
+  local kind = string.byte(record, at)
+  if kind ~= OFFERED and not (kind == TAKEN and string.byte(record, -1) == NOTHING) then return nil end
+  if string.find(record, fence .. ' ', at + 2, true) == at + 2 then return record end
 end
 
 local function write_short(id, name, record)
   records[id] = record
   write(name, record)
+end
+
+-- What a claim asks of a run that waits: for a short record, no more than that, and the record.
+local function find_waiting(id, scope)
+  local record = records[id]
+  if record == nil then
+    record = unpack(call('MGET', key('run', id)))
+    records[id] = record
+  end
+  if type(record) ~= 'string' or string.byte(record) ~= READY then return find(id) end
+  local fence, deadline, tokens = string.match(record, '^..(%d+) %S+ (%d+) (%d+)')
+  return { state = 'ready', scope = scope, fence = fence, deadline = deadline, tokens = tokens, ready = string.match(record, '%d+$', -16), short = record }
+end
+
+-- Makes the short record of a run that waits that of one which is called for.
+local function claim_short(id, run, worker, held)
+  local record, fence = run.short, next_fence(run.fence)
+  local rest = string.sub(record, #run.fence + 3)
+  if string.byte(record, 2) == LOGGED then run.log, run.followers = '1', given(string.match(rest, '%S+'), '-') end
+  run.fence = fence
+  write_short(id, key('run', id), 'c' .. (run.log and 'l' or '-') .. fence .. rest .. ' ' .. worker .. ' ' .. NOW .. ' ' .. (held == '' and '-' or held))
 end
 
 -- The end of a step: writes the records that it changed, and tells each front door what there is to tell, in one message and in this order. Whoever

@@ -11,8 +11,8 @@ local function stash_short(id, of, record, ending, text)
   write(PREFIX .. 'end:' .. id, ending)
   -- Behind the fence stands who waits for the reply.
   local at = #of + 4
-  local reply_to = string.byte(record, at) ~= 45 and string.sub(record, at, string.find(record, ' ', at, true) - 1) or nil
-  if string.byte(record, 2) == 108 then
+  local reply_to = string.byte(record, at) ~= NOTHING and string.sub(record, at, string.find(record, ' ', at, true) - 1) or nil
+  if string.byte(record, 2) == LOGGED then
     end_log(id, reply_to, ending, text, nil, most)
   elseif reply_to then
     reply(reply_to, ending)

@@ -171,7 +171,7 @@ async fn lanes_share_eight_to_three_to_one() {
 /// Makes a run look as if it had waited for long.
 async fn age(server: &Server, run: RunId) {
     let ready = UnixMillis(UnixMillis::now().0 - 120_000).0.to_string();
-    server.set_field(run, "ready", &ready).await;
+    server.set_ready(run, &ready).await;
 }
 
 #[tokio::test]

@@ -106,11 +106,10 @@ impl Server {
         command.query_async(&mut connection).await.unwrap()
     }
 
-    /// Changes a field in the record of a run that waits.
-    pub async fn set_field(&self, run: RunId, name: &str, value: &str) {
-        const WRITE: &str = "local run = cmsgpack.unpack(redis.call('GET', KEYS[1])) run[ARGV[1]] = ARGV[2]
-            redis.call('SET', KEYS[1], cmsgpack.pack(run))";
-        self.command::<()>(&["EVAL", WRITE, "1", &format!("{{q:test}}:run:{run}"), name, value]).await;
+    /// Changes since when a run waits, which is the last word of its record.
+    pub async fn set_ready(&self, run: RunId, ready: &str) {
+        const WRITE: &str = "redis.call('SET', KEYS[1], (string.gsub(redis.call('GET', KEYS[1]), '%d+$', ARGV[1])))";
+        self.command::<()>(&["EVAL", WRITE, "1", &format!("{{q:test}}:run:{run}"), ready]).await;
     }
 }
 
