@@ -147,7 +147,7 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
         "events" => expires("the log of a run that has ended"),
         "idle" | "wake" => expires("a worker's key"),
         "paused" | "forgot" => expires("a pause"),
-        "room" | "room_until" | "room_lease" | "virtual" | "scopes" | "epoch" => None,
+        "room" | "room_until" | "virtual" | "scopes" | "epoch" => None,
         _ if ttl == -2 => None,
         _ => Some("a part of a run that has ended".to_owned()),
     }

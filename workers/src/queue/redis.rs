@@ -27,7 +27,7 @@
 //!
 //! `idle:<scope>` has the workers that found nothing (more) to claim, `wake:<scope>` a token for each of them that was woken since;
 //! they block on it, and on `offers:<scope>`, which holds runs that were leased as they came and that nobody has taken yet. How many more may be, until when,
-//! with which lease and in which scopes is in `room`, `room_until`, `room_lease` and `room:<scope>` (`offer.lua`). `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
+//! in which scopes and with which lease is in `room`, `room_until` and `room:<scope>` (`offer.lua`). `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
 //! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
 //! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
 //!

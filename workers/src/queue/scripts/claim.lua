@@ -274,13 +274,14 @@ end
 
 -- What is written once for all claims: who no longer waits, and the leases.
 local left_lane, left_all, leases = {}, {}, {}
+local lease_end = whole(now + lease)
 
 -- Hands a run out, with everything that it takes from the limits.
 local function hand_out(head)
   local id, run, scope, lane = head.id, head.run, head.scope, head.lane
   pass(head.line)
   scope.heads[lane] = nil
-  local job = call('GET', key('job', id))
+  local job = run.job or call('GET', key('job', id))
   if not job then
     forget(id)
     return
@@ -297,15 +298,14 @@ local function hand_out(head)
   left_lane[lane] = left_lane[lane] or {}
   table.insert(left_lane[lane], id)
   left_all[#left_all + 1] = id
-  leases[#leases + 1] = now + lease
-  leases[#leases + 1] = id
+  add(leases, lease_end, id)
   waiting_bytes = waiting_bytes - #job
   if head.work == 'call' then
     run.attempts, run.taken, run.waited, run.started = number, NOW, waited, run.started or NOW
     run.held = held
     if run.log then note(id, run.followers, 's' .. number) end
     if scope.slots then
-      call('ZADD', key('slots', scope.name), now + lease, id)
+      call('ZADD', key('slots', scope.name), lease_end, id)
       scope.slots = scope.slots - 1
     end
     if scope.at_once then scope.at_once = scope.at_once - 1 end

@@ -80,7 +80,6 @@ local function give_room()
   end
   write(key('room'), whole(free - taken))
   write(key('room_until'), whole(now + ROOM_TTL))
-  write(key('room_lease'), whole(lease))
   local names = {}
   for i, scope in ipairs(unlimited) do
     names[2 * i - 1], names[2 * i] = key('paused', scope.name), key('room', scope.name)
@@ -88,10 +87,8 @@ local function give_room()
   local found = call('MGET', unpack(names))
   for i, scope in ipairs(unlimited) do
     local is_paused, is_open = found[2 * i - 1], found[2 * i]
-    if not is_paused and not is_open then
-      write(key('room', scope.name), '1')
-      -- Whoever pauses the queue must find the scope, also in a new memory in which this worker has not been registered.
-      call('SADD', key('scopes'), scope.name)
-    end
+    if not is_paused then write(key('room', scope.name), whole(lease)) end
+    -- Whoever pauses the queue must find the scope, also in a new memory in which this worker has not been registered.
+    if not is_open then call('SADD', key('scopes'), scope.name) end
   end
 end

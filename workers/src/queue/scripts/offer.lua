@@ -2,36 +2,32 @@
 -- has room for them, and only while none of its runs wait in line. There is room for as many as the last claim left executors free, and as have become free
 -- since. More may come than that if workers went away: what nobody takes at once waits for a claim.
 --
--- `room` is how many more may be offered, `room_until` until when, and `room_lease` how long their leases are. `room:<scope>` is there while no run of the scope
--- waits in line.
+-- `room` is how many more may be offered, and `room_until` until when. `room:<scope>` is there while no run of the scope waits in line, and says how long the leases of
+-- its offers are.
 
--- How many more may be offered; when their leases end, as text; which scopes are open, as far as that is known.
-local room_left, expiry, is_open
+-- How many more may be offered; when the leases of a scope's offers end, as text, false when it is not open, as far as that is known.
+local room_left, open
 
 -- Reads the records of runs that come, and what room there is in their scopes. Answers the names of the records, and how many others stand before them.
 local function find_with_room(ids, scopes)
-  local names = { key('room'), key('room_until'), key('room_lease') }
-  is_open = {}
+  local names, others = { key('room'), key('room_until') }, 2
+  open = {}
   for i = 1, #scopes do
     local scope = scopes[i]
-    if is_open[scope] == nil then
-      is_open[scope] = #names + 1
-      names[#names + 1] = key('room', scope)
+    if not open[scope] then
+      others = others + 1
+      open[scope], names[others] = others, key('room', scope)
     end
   end
-  local others = #names
   local values = find_all(ids, names)
-  for scope, at in pairs(is_open) do is_open[scope] = values[at] == '1' end
-  local left, open, lease = values[1], values[2], values[3]
-  room_left = 0
-  if left and open and lease and exceeds(open, NOW) then
-    room_left, expiry = tonumber(left), whole(now + lease)
-  end
+  for scope, at in pairs(open) do open[scope] = values[at] and whole(now + values[at]) end
+  local left, until_when = values[1], values[2]
+  room_left = left and until_when and exceeds(until_when, NOW) and tonumber(left) or 0
   return names, others
 end
 
 local function has_room(scope)
-  return room_left > 0 and is_open[scope]
+  return room_left > 0 and open[scope]
 end
 
 -- Runs have ended, and as many executors are about to be free. `room` is what there was.
@@ -41,8 +37,8 @@ end
 
 -- A run of the scope waits in line: no other one is offered past it.
 local function shut_room(scope)
-  if is_open[scope] == false then return end
-  is_open[scope] = false
+  if open[scope] == false then return end
+  open[scope] = false
   close_room(scope)
 end
 

@@ -12,7 +12,7 @@ local MORE = '^(.) (%S+) (%S+) (%S+) (%S*)$'
 local leases, offers, lined
 
 local function begin_put()
-  leases, offers, lined, is_open = nil, nil, nil, {}
+  leases, offers, lined, open = nil, nil, nil, {}
 end
 
 local function among(groups, name)
@@ -50,7 +50,7 @@ local function put_offered(at, name)
     next_event = '3'
   end
   leases, offers = leases or {}, offers or {}
-  add(leases, expiry, id)
+  add(leases, open[scope], id)
   add(among(offers, scope), offer(id, NOW_US, next_event), job)
 end
 

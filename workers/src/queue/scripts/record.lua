@@ -100,16 +100,16 @@ local function write_short(id, name, record)
   write(name, record)
 end
 
--- What a claim asks of a run that waits: for a short record, no more than that, and the record.
+-- What a claim asks of a run that waits: for a short record, no more than that, and the record and the job.
 local function find_waiting(id, scope)
-  local record = records[id]
+  local record, job = records[id], nil
   if record == nil then
-    record = unpack(call('MGET', key('run', id)))
+    record, job = unpack(call('MGET', key('run', id), key('job', id)))
     records[id] = record
   end
   if type(record) ~= 'string' or string.byte(record) ~= READY then return find(id) end
   local fence, deadline, tokens = string.match(record, '^..(%d+) %S+ (%d+) (%d+)')
-  return { state = 'ready', scope = scope, fence = fence, deadline = deadline, tokens = tokens, ready = string.match(record, '%d+$', -16), short = record }
+  return { state = 'ready', scope = scope, fence = fence, deadline = deadline, tokens = tokens, ready = string.match(record, '%d+$', -16), short = record, job = job }
 end
 
 -- Makes the short record of a run that waits that of one which is called for.

@@ -1,7 +1,6 @@
 -- ARGV: lease, bytes of text that a log keeps, then of every ending: id, fence, `<tokens used, or -> <state of the ended run>`, ending; and, when text comes
 -- before it, which an 't' in front of the tokens says, the place of its first delta, how many deltas, deltas. Answers 'd' (done), or else a letter for each:
 -- 'd', 'e' (elsewhere) or 'u' (unknown).
-local lease, most = tonumber(ARGV[1]), tonumber(ARGV[2])
 local unknown, ended = {}, 0
 
 -- The same for a short record, which says that nothing but this is to be done.
@@ -13,7 +12,7 @@ local function stash_short(id, of, record, ending, text)
   local at = #of + 4
   local reply_to = string.byte(record, at) ~= NOTHING and string.sub(record, at, string.find(record, ' ', at, true) - 1) or nil
   if string.byte(record, 2) == LOGGED then
-    end_log(id, reply_to, ending, text, nil, most)
+    end_log(id, reply_to, ending, text, nil, tonumber(ARGV[2]))
   elseif reply_to then
     reply(reply_to, ending)
   end
@@ -33,7 +32,7 @@ local function stash(id, of, what, ending, text)
   if (run.state == 'ready' or run.state == 'delayed') and (tonumber(run.fence) or 0) < tonumber(of) then
     -- It did lose its memory, and the run was restored. Nobody has taken it since, so this is its ending.
     end_wait(id, run.lane)
-    call('ZADD', key('lease'), now + lease, id)
+    call('ZADD', key('lease'), now + ARGV[1], id)
     run.state, run.fence = 'leased', of
   end
   if run.fence ~= of then return 'e' end
@@ -49,7 +48,7 @@ local function stash(id, of, what, ending, text)
   changed[id] = true
   if run.work == 'call' and used ~= '-' and has(run.held, 't') then settle(run.scope, id, run.fence, tonumber(used)) end
   free_slot(id, run)
-  announce(id, run, ending, text, most)
+  announce(id, run, ending, text, tonumber(ARGV[2]))
   return 'd'
 end
 

@@ -52,7 +52,7 @@ impl<'a> Distributed<'a> {
                 let bytes: Option<i64> = self.command(redis::cmd("HGET").arg(key).arg("bytes"));
                 bytes.filter(|&bytes| bytes != 0).map(|bytes| format!("{bytes} bytes are counted as waiting"))
             }
-            "room" | "room_until" | "room_lease" | "virtual" | "scopes" | "epoch" | "clock" => None,
+            "room" | "room_until" | "virtual" | "scopes" | "epoch" | "clock" => None,
             _ => Some(key.to_owned()),
         }
     }
