@@ -88,7 +88,7 @@ fn next<T: FromRedisValue>(answer: &mut impl Iterator<Item = Value>) -> Result<T
 /// Reads the answer of `stash.lua` and `append.lua`: a letter for each run, the first one of what `held` reads, or one for all.
 pub(super) fn all_held(answer: Value, runs: usize) -> Result<Vec<Held>, Unreachable> {
     let letters: Vec<u8> = redis::from_redis_value(answer).map_err(unreachable)?;
-    let letters = if letters.len() == 1 { vec![letters[0]; runs] } else { letters };
+    let letters = if let [one] = *letters { vec![one; runs] } else { letters };
     let held = |letter| match letter {
         b'd' => Ok(Held::Done),
         b'e' => Ok(Held::Elsewhere),
