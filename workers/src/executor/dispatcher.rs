@@ -164,7 +164,10 @@ impl Dispatcher {
                 act.pause(ctx);
             }
             Err(error) => {
-                tracing::error!(%error, "waiting for runs panicked");
+                // Or else the process ends.
+                if error.is_panic() {
+                    tracing::error!(%error, "waiting for runs panicked");
+                }
                 act.pause(ctx);
             }
         }));

@@ -26,7 +26,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Endings in one transaction, at most.
 const BATCH: usize = 256;
 /// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it, and
-/// takes the processor from runs that somebody waits for. Nobody waits for this: an ending that is stashed is told, and shown.
+/// takes the processor from runs that somebody waits for. Hardly anybody waits for this: an ending that is stashed is told, and shown.
 const BREATH: Duration = Duration::from_millis(10);
 
 pub struct Recorder {
@@ -62,7 +62,7 @@ impl Recorder {
 
     /// Whether somebody waits after all: for the last ending, for a result that is shared, or soon for a place in the backlog.
     fn is_due(&self) -> bool {
-        let enough = BATCH.min(self.shared.slots * BACKLOG_PER_SLOT / 2);
+        let enough = BATCH.min(self.shared.slots.saturating_mul(BACKLOG_PER_SLOT) / 2);
         self.is_shared || !self.idle.is_empty() || self.pending.len() >= enough
     }
 
@@ -90,10 +90,10 @@ impl Recorder {
             return;
         }
         self.not_before = now + BREATH;
-        self.is_shared = false;
         self.flushing = true;
         let rest = self.pending.split_off(self.pending.len().min(BATCH));
         let batch = mem::replace(&mut self.pending, rest);
+        self.is_shared = self.pending.iter().any(Record::is_shared);
         // All states of a statement are large: they are moved once.
         let write = tokio::spawn(Box::pin(write(self.shared.clone(), self.pool.clone(), batch)));
         ctx.spawn(write.into_actor(self).map(|written, act, ctx| {
@@ -127,11 +127,18 @@ pub struct Record {
     _in_hand: Option<Arc<Stop>>,
 }
 
+impl Record {
+    /// Whether other runs may wait for this result.
+    fn is_shared(&self) -> bool {
+        self.job.caching.is_some()
+    }
+}
+
 impl Handler<Record> for Recorder {
     type Result = ();
 
     fn handle(&mut self, record: Record, ctx: &mut Self::Context) {
-        self.is_shared |= record.job.caching.is_some();
+        self.is_shared |= record.is_shared();
         self.pending.push(record);
         self.flush(ctx);
     }

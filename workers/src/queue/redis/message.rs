@@ -11,7 +11,7 @@ use crate::{
 
 /// Adds what a message tells: endings, and events with their run and their place. `None` when a part of it cannot be read; the others are added.
 pub(super) fn add_replies(message: &[u8], replies: &mut Vec<Reply>) -> Option<()> {
-    // An ending that is told alone is the message. It is a short array as well, and begins with the number of its version.
+    // An ending that is told alone is the message. It is a short array as well, and begins with the number of its version (`job/wire.rs`).
     if let [0x90..=0x9f, ..=0x7f, ..] = message {
         replies.push(ended(message)?);
         return Some(());

@@ -16,8 +16,8 @@ use crate::{
 
 /// Virtual time is exact up to 2⁵³; no single run may use up a noticeable part of that.
 const MAX_TOKENS: u64 = 1_000_000_000;
-/// The scope of a run without a target: nobody claims it, and so it expires.
-const NO_SCOPE: &str = "-";
+/// The scope of a run without a target: nobody claims it, and so it expires. It is no name of a provider.
+const NO_SCOPE: &str = "?";
 
 /// What the queue is told of a run that was in it before.
 #[derive(Default)]

@@ -27,7 +27,7 @@ use crate::{
 const BLOCK: Duration = Duration::from_secs(5);
 /// How much later than that its answer may come.
 const GRACE: Duration = Duration::from_secs(2);
-/// A claim registers its worker as idle for 45 s (`IDLE_TTL` in `claim.lua`): nobody waits longer without claiming again.
+/// A claim registers its worker as idle for 45 s (`IDLE_TTL` in `claiming.lua`): nobody waits longer without claiming again.
 const LONGEST: Duration = Duration::from_secs(30);
 /// So long a registration is not repeated: it lasts for the longest wait after that.
 const REGISTERED: Duration = Duration::from_secs(10);

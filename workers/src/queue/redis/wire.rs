@@ -22,7 +22,7 @@ pub(super) fn garbled(what: &'static str) -> Unreachable {
     unreachable(Garbled(what))
 }
 
-/// Adds the limits of a scope, as `claim.lua` takes them. What the same claim got before has left already.
+/// Adds the limits of a scope, as `claiming.lua` takes them. What the same claim got before has left already.
 pub(super) fn limits(invocation: Invocation, limits: &ScopeLimits, before: &[Claim]) -> Invocation {
     let left = limits.at_once.map(|at_once| {
         let called = |claim: &&Claim| claim.work == Work::Call && claim.scope() == Some(limits.scope.as_str());
@@ -85,10 +85,10 @@ fn next<T: FromRedisValue>(answer: &mut impl Iterator<Item = Value>) -> Result<T
     redis::from_redis_value(value).map_err(unreachable)
 }
 
-/// Reads the answer of `stash.lua` and `append.lua`: a letter for each run, the first one of what `held` reads, or one for all.
+/// Reads the answer of `stash.lua` and `append.lua`: a letter for each run, the first one of what `held` reads, or `d` for all.
 pub(super) fn all_held(answer: Value, runs: usize) -> Result<Vec<Held>, Unreachable> {
     let letters: Vec<u8> = redis::from_redis_value(answer).map_err(unreachable)?;
-    let letters = if let [one] = *letters { vec![one; runs] } else { letters };
+    let letters = if letters == b"d" { vec![b'd'; runs] } else { letters };
     let held = |letter| match letter {
         b'd' => Ok(Held::Done),
         b'e' => Ok(Held::Elsewhere),

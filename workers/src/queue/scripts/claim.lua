@@ -210,7 +210,7 @@ local function find_head(lane, scope)
     elseif own > virtual then
       set_turn(scope, lane, account, own)
     else
-      local run = find_waiting(id, scope.name)
+      local run = find_waiting(id)
       if run and run.state == 'ready' and run.scope == scope.name then
         local work = 'call'
         if run.cancel then
@@ -281,7 +281,7 @@ local function hand_out(head)
   local id, run, scope, lane = head.id, head.run, head.scope, head.lane
   pass(head.line)
   scope.heads[lane] = nil
-  local job = run.job or call('GET', key('job', id))
+  local job = call('GET', key('job', id))
   if not job then
     forget(id)
     return

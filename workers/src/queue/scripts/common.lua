@@ -28,8 +28,8 @@ local now, NOW, NOW_US
 -- What is known of the pool between its steps (`pools`), and how its keys begin.
 local pool, PREFIX
 local pools = {}
--- What the step has read, what it changed (`record.lua`), and what it is to tell (`news_for`).
-local records, changed, news = {}, {}, {}
+-- What the step has read, what it changed, the names and values that it writes in its end, and how many they are (`record.lua`); and what it is to tell (`news_for`).
+local records, changed, writes, written, news = {}, {}, {}, 0, {}
 
 -- A library is loaded once, and what stands outside of its functions is there for all steps: so each begins with this.
 local function begin()
@@ -44,7 +44,8 @@ local function begin()
     pools[tag] = pool
   end
   PREFIX, records = pool.prefix, {}
-  -- A step that failed may have left something.
+  -- Nothing of a step that failed halfway is left to this one.
+  if written > 0 then writes, written = {}, 0 end
   if next(changed) then changed = {} end
   if next(news) then news = {} end
 end

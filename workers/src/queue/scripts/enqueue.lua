@@ -44,7 +44,8 @@ for i = 1, runs do
   if run then meet(id, run, ARGV[at + 1], more) end
   -- Runs that share a call stand where the others of their flight find them, and no call is made for one that is over.
   local is_offered = not known and #more <= 1 and has_room(scope) and #job <= OFFERED_BYTES and exceeds(deadline, NOW)
-  local answer = admit(first, #job, known, not is_offered and not known and waiting() or nil)
+  local is_counted = ARGV[first] ~= '' and not is_offered and not known
+  local answer = admit(first, #job, known, is_counted and waiting() or nil)
   if answer then
     answers = answers or {}
     answers[i] = answer

@@ -7,8 +7,8 @@ local PUT_ARGS = 6
 local HEAD = '^(%S+) %S+ (%S+) %S+ %S+ (%S+)$'
 local MORE = '^(.) (%S+) (%S+) (%S+) (%S*)$'
 
--- What the runs that come together have in common is written once, by `arrive`: leases and offers by scope; and of those that wait, what there is to count, and who is in
--- which line. Both are made when they are needed.
+-- What the runs that come together have in common is written once, by `arrive`: leases, offers by scope; and of those that wait, what there is to count, and who is in
+-- which line. Each is made when it is needed.
 local leases, offers, lined
 
 local function begin_put()
@@ -112,4 +112,6 @@ local function arrive()
   end
   if lined then line_up_all() end
   commit()
+  -- Nothing is kept that holds jobs.
+  leases, offers, lined = nil, nil, nil
 end

@@ -12,8 +12,10 @@
 -- (`put.lua`); what it held of limits is a '-' when there are none.
 local SHORT = '^(e?)([rlc])([l-])(%d+) (%S+) (%d+) (%d+) (%l+) (%S+) (%S+) (%d+)(.*)$'
 local CLAIMED = '^ (%S+) (%d+) (%S+)$'
+-- The first of these, and what a claim asks of it.
+local WAITING = '^r[l-](%d+) %S+ (%d+) (%d+) %l+ %S+ ([^%s,]+)%S* (%d+)$'
 -- The letters, and '-', as bytes.
-local READY, OFFERED, TAKEN, ENDED, LOGGED, NOTHING = 114, 108, 99, 101, 108, 45
+local OFFERED, TAKEN, ENDED, LOGGED, NOTHING = 108, 99, 101, 108, 45
 
 -- The scopes of a run's targets are written with commas between them; that of the first target is the one where it begins.
 local FIRST_SCOPE = '^[^,]*'
@@ -76,9 +78,7 @@ local function find_all(ids, names)
   return values, names
 end
 
--- What is written in the end of a step, in one command.
-local writes, written = {}, 0
-
+-- What is written in the end of a step.
 local function write(name, value)
   writes[written + 1], writes[written + 2] = name, value
   written = written + 2
@@ -100,16 +100,17 @@ local function write_short(id, name, record)
   write(name, record)
 end
 
--- What a claim asks of a run that waits: for a short record, no more than that, and the record and the job.
-local function find_waiting(id, scope)
-  local record, job = records[id], nil
+-- What a claim asks of a run that waits: of a short record no more than that, and the record.
+local function find_waiting(id)
+  local record = records[id]
   if record == nil then
-    record, job = unpack(call('MGET', key('run', id), key('job', id)))
+    record = unpack(call('MGET', key('run', id)))
     records[id] = record
   end
-  if type(record) ~= 'string' or string.byte(record) ~= READY then return find(id) end
-  local fence, deadline, tokens = string.match(record, '^..(%d+) %S+ (%d+) (%d+)')
-  return { state = 'ready', scope = scope, fence = fence, deadline = deadline, tokens = tokens, ready = string.match(record, '%d+$', -16), short = record, job = job }
+  if type(record) ~= 'string' then return find(id) end
+  local fence, deadline, tokens, scope, ready = string.match(record, WAITING)
+  if not fence then return find(id) end
+  return { state = 'ready', scope = scope, fence = fence, deadline = deadline, tokens = tokens, ready = ready, short = record }
 end
 
 -- Makes the short record of a run that waits that of one which is called for.
@@ -121,6 +122,9 @@ local function claim_short(id, run, worker, held)
   write_short(id, key('run', id), 'c' .. (run.log and 'l' or '-') .. fence .. rest .. ' ' .. worker .. ' ' .. NOW .. ' ' .. (held == '' and '-' or held))
 end
 
+-- Names and values in one command: an even number.
+local WRITTEN_AT_ONCE = 1000
+
 -- The end of a step: writes the records that it changed, and tells each front door what there is to tell, in one message and in this order. Whoever
 -- does not hear it finds the same in the ledger and in the log (`replies.rs`), so that nothing of it is kept here.
 local function commit()
@@ -128,11 +132,12 @@ local function commit()
     write(key('run', id), cmsgpack.pack(records[id]))
     changed[id] = nil
   end
-  if written > 0 then
-    call('MSET', unpack(writes, 1, written))
-    for i = 1, written do writes[i] = nil end
-    written = 0
+  -- Lua's stack is bounded.
+  for at = 1, written, WRITTEN_AT_ONCE do
+    call('MSET', unpack(writes, at, math.min(at + WRITTEN_AT_ONCE - 1, written)))
   end
+  for i = 1, written do writes[i] = nil end
+  written = 0
   for front_door, parts in pairs(news) do
     -- An ending alone goes as it is.
     local message = #parts == 2 and parts[1] == 'ending' and parts[2] or cmsgpack.pack(parts)

@@ -1,5 +1,5 @@
 -- ARGV: lease, bytes of text that a log keeps, then of every ending: id, fence, `<tokens used, or -> <state of the ended run>`, ending; and, when text comes
--- before it, which an 't' in front of the tokens says, the place of its first delta, how many deltas, deltas. Answers 'd' (done), or else a letter for each:
+-- before it, which a 't' in front of the tokens says, the place of its first delta, how many deltas, deltas. Answers 'd' (done), or else a letter for each:
 -- 'd', 'e' (elsewhere) or 'u' (unknown).
 local unknown, ended = {}, 0
 

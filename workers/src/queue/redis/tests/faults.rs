@@ -314,7 +314,7 @@ async fn a_run_whose_record_cannot_be_read_is_restored() {
         queue.put(job).await;
     }
     let record = |job: &Job| queue.key(&format!("run:{}", job.id));
-    server.command::<()>(&["SET", &record(&runs[0]), "nonsense"]).await;
+    server.command::<()>(&["SET", &record(&runs[0]), "r nonsense"]).await;
     server.command::<()>(&["DEL", &record(&runs[1])]).await;
     server.command::<()>(&["HSET", &record(&runs[1]), "state", "ready"]).await;
 

@@ -151,3 +151,18 @@ async fn a_store_that_does_not_answer_holds_nobody_up_for_the_others() {
     eventually(async || queue.ping().await.ok()).await;
     queue.put(&job()).await;
 }
+
+#[tokio::test]
+async fn a_step_that_fails_leaves_nothing_to_the_next_one() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let write = |keys: u32, failure: &str| queue.step(scripts::WRITE).arg(keys).arg(failure);
+    let written = async || server.command::<Vec<String>>(&["KEYS", "*:written:*"]).await.len();
+    let error = queue.run::<()>(write(3, "on purpose")).await.unwrap_err().to_string();
+    assert!(error.contains("on purpose"), "{error}");
+    queue.put(&job()).await;
+    assert_eq!(written().await, 0);
+    // More than Lua's stack holds.
+    queue.run::<()>(write(10_001, "")).await.unwrap();
+    assert_eq!(written().await, 10_001);
+}
