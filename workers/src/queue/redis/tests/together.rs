@@ -158,8 +158,8 @@ async fn a_step_that_fails_leaves_nothing_to_the_next_one() {
     let queue = server.queue().await;
     let write = |keys: u32, failure: &str| queue.step(scripts::WRITE).arg(keys).arg(failure);
     let written = async || server.command::<Vec<String>>(&["KEYS", "*:written:*"]).await.len();
-    let error = queue.run::<()>(write(3, "on purpose")).await.unwrap_err().to_string();
-    assert!(error.contains("on purpose"), "{error}");
+    let Unreachable(cause) = queue.run::<()>(write(3, "on purpose")).await.unwrap_err();
+    assert!(cause.to_string().contains("on purpose"), "{cause}");
     queue.put(&job()).await;
     assert_eq!(written().await, 0);
     // More than Lua's stack holds.
