@@ -165,7 +165,7 @@ fn greeting(more: Value) -> Value {
 async fn a_run_costs_the_stores_no_more_than_it_did() {
     let scene = Scene::start().await;
 
-    let bounds = Counts { scripts: 3.2, commands: 24.6, bytes: 3_700.0, statements: 1.3, transactions: 1.3 };
+    let bounds = Counts { scripts: 3.2, commands: 21.8, bytes: 2_050.0, statements: 1.3, transactions: 1.3 };
     scene
         .check("a caller that waits", bounds, async |app| {
             let answer = app.post(&greeting(json!({}))).await;
@@ -173,7 +173,7 @@ async fn a_run_costs_the_stores_no_more_than_it_did() {
         })
         .await;
 
-    let bounds = Counts { scripts: 4.3, commands: 28.6, bytes: 3_850.0, statements: 2.3, transactions: 2.3 };
+    let bounds = Counts { scripts: 4.3, commands: 26.4, bytes: 2_200.0, statements: 2.3, transactions: 2.3 };
     scene
         .check("a caller that may leave", bounds, async |app| {
             let answer = app.post_with(0, &greeting(json!({})), &[("prefer", "respond-async, wait=30")]).await;
@@ -181,7 +181,7 @@ async fn a_run_costs_the_stores_no_more_than_it_did() {
         })
         .await;
 
-    let bounds = Counts { scripts: 4.3, commands: 36.6, bytes: 4_375.0, statements: 1.3, transactions: 1.3 };
+    let bounds = Counts { scripts: 4.3, commands: 34.6, bytes: 2_780.0, statements: 1.3, transactions: 1.3 };
     scene
         .check("a caller that reads a stream", bounds, async |app| {
             let request = client().post(format!("{}/api/v1/run", app.url())).header("x-api-key", app.key());
