@@ -11,6 +11,8 @@
 -- An 'e' stands in front when the run has ended. The log is an 'l' or a '-', and is followed by whoever waits for the reply. The head is what the run came with
 -- (`put.lua`); what it held of limits is a '-' when there are none.
 local SHORT = '^(e?)([rlc])([l-])(%d+) (%S+) (%d+) (%d+) (%l+) (%S+) (%S+) (%d+)(.*)$'
+-- The same, to be recognised only: captures cost ten times as much.
+local SHORT_FORM = '^e?[rlc][l-]%d+ %S+ %d+ %d+ %l+ %S+ %S+ %d+'
 local CLAIMED = '^ (%S+) (%d+) (%S+)$'
 -- The first of these, and what a claim asks of it.
 local WAITING = '^r[l-](%d+) %S+ (%d+) (%d+) %l+ %S+ ([^%s,]+)%S* (%d+)$'
@@ -98,6 +100,12 @@ end
 local function write_short(id, name, record)
   records[id] = record
   write(name, record)
+end
+
+-- Whether the queue knows a run of which `find_all` has read the record.
+local function is_known(id)
+  local record = records[id]
+  return type(record) == 'string' and string.find(record, SHORT_FORM) or find(id)
 end
 
 -- What a claim asks of a run that waits: of a short record no more than that, and the record.
