@@ -2,16 +2,13 @@
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
-    mem,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
     time::Duration,
 };
 
 use actix::prelude::*;
 use tokio::{sync::oneshot, time::Instant};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     executor::{
@@ -147,27 +144,18 @@ impl Dispatcher {
         let at_most = self.claim_by.saturating_duration_since(Instant::now());
         let wait = async move {
             // Whoever was given a run just now calls first: somebody waits for that.
-            step_back().await;
+            tokio::task::yield_now().await;
             let waited = shared.queue.wait(shared.worker, free, at_most, &stop).await;
             if matches!(&waited, Ok(claims) if !claims.is_empty()) {
                 fail::fallible("claim.after").await?;
             }
             waited
         };
-        // Beside the actors: among them it would go on before the call, which is a task as well.
-        let wait = AbortOnDropHandle::new(tokio::spawn(wait));
         ctx.spawn(wait.into_actor(self).map(|waited, act, ctx| match waited {
-            Ok(Ok(claims)) if claims.is_empty() => act.again(ctx),
-            Ok(Ok(claims)) => act.offered(claims, ctx),
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "waiting for runs failed");
-                act.pause(ctx);
-            }
+            Ok(claims) if claims.is_empty() => act.again(ctx),
+            Ok(claims) => act.offered(claims, ctx),
             Err(error) => {
-                // Or else the process ends.
-                if error.is_panic() {
-                    tracing::error!(%error, "waiting for runs panicked");
-                }
+                tracing::debug!(%error, "waiting for runs failed");
                 act.pause(ctx);
             }
         }));
@@ -259,19 +247,6 @@ impl Actor for Dispatcher {
         ctx.set_mailbox_capacity(self.shared.slots.max(16));
         ctx.run_interval(Duration::from_secs(1), |act, ctx| act.claim(ctx));
     }
-}
-
-/// Goes behind the tasks that are ready now. Other than with `yield_now`, nobody looks in between at what has arrived.
-async fn step_back() {
-    let mut is_behind = false;
-    poll_fn(|context| {
-        if mem::replace(&mut is_behind, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// An executor can take a run.
