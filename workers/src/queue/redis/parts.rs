@@ -51,9 +51,10 @@ fn head(job: &Job, reply_to: Option<FrontDoorId>) -> String {
     let (deadline, tokens, lane) = (job.deadline.0, job.tokens.min(MAX_TOKENS), job.lane.as_str());
     // Text goes into a string without fail.
     let _ = match reply_to {
-        Some(front_door) => write!(head, "{front_door} {deadline} {tokens} {lane} {} ", job.account),
-        None => write!(head, "- {deadline} {tokens} {lane} {} ", job.account),
+        Some(front_door) => write!(head, "{front_door}"),
+        None => write!(head, "-"),
     };
+    let _ = write!(head, " {deadline} {tokens} {lane} {} ", job.account);
     for (number, target) in job.targets.iter().enumerate() {
         head.push_str(if number > 0 { "," } else { "" });
         head.push_str(&target.provider);
@@ -169,12 +170,8 @@ impl Part for Stashed {
 
     fn add_to(&self, step: Invocation) -> Invocation {
         let has_text = !self.text.deltas.is_empty();
-        let mut how = if has_text { "t".to_owned() } else { String::new() };
-        // Text goes into a string without fail.
-        let _ = match self.tokens {
-            Some(tokens) => write!(how, "{tokens} {}", self.state.as_str()),
-            None => write!(how, "- {}", self.state.as_str()),
-        };
+        let tokens = self.tokens.map_or_else(|| "-".to_owned(), |tokens| tokens.to_string());
+        let how = format!("{}{tokens} {}", if has_text { "t" } else { "" }, self.state.as_str());
         let step = step.arg(self.run.to_string()).arg(self.fence.0).arg(how).arg(&self.bytes);
         if has_text { text(step, &self.text) } else { step }
     }

@@ -145,33 +145,6 @@ local function set_turn(scope, lane, account, virtual)
   end
 end
 
--- The beginnings of the lines: read more at a time the further a claim gets into a line, and taken out together.
-local fronts = {}
-
-local function take_out(line, front)
-  if front.at > 1 then call('LPOP', line, front.at - 1) end
-end
-
--- The first run of a line, and whoever comes after it.
-local function first_two(line)
-  local front = fronts[line]
-  if not front then
-    front = { ids = {}, at = 1, size = 2 }
-    fronts[line] = front
-  end
-  if front.at >= #front.ids and not front.is_all then
-    take_out(line, front)
-    front.ids, front.at = call('LRANGE', line, 0, front.size - 1), 1
-    front.is_all = #front.ids < front.size
-    front.size = 4 * front.size
-  end
-  return front.ids[front.at], front.ids[front.at + 1]
-end
-
-local function pass(line)
-  fronts[line].at = fronts[line].at + 1
-end
-
 -- The account has no run left in the line.
 local function leave_line(scope, lane, account)
   call('ZREM', scope.lines[lane], account)

@@ -63,6 +63,7 @@ local function step(name, flags, body)
   })
 end
 
+-- The name of a key. What is named for each run that is offered is put together in place: the calls were a twentieth of a step.
 local function key(name, a, b, c)
   if not a then
     local full = pool.names[name]

@@ -31,7 +31,7 @@ for i = 1, runs do
   local at = (i - 1) * ARGS + ADMISSION_ARGS + 1
   ids[i], scopes[i] = ARGV[at], ARGV[at + 2]
 end
-local names, others = find_with_room(ids, scopes)
+find_with_room(ids, scopes)
 local buried = find_buried(ids)
 
 local answers = nil
@@ -52,7 +52,7 @@ for i = 1, runs do
   end
   if not known and (not answer or answer[1] == 'yes') then
     if is_offered then
-      put_offered(at, names[others + i])
+      put_offered(at)
     else
       put(at, '')
     end

@@ -1,7 +1,7 @@
 -- ARGV: id and fence of every run. A run that the queue does not know gets a tombstone too, so that a late copy of it does not come to life.
 local ids = {}
 for i = 1, #ARGV / 2 do ids[i] = ARGV[2 * i - 1] end
-local _, names = find_all(ids)
+find_all(ids)
 
 local over, parts, landings = {}, {}, {}
 
@@ -25,7 +25,7 @@ for i, id in ipairs(ids) do
   if finish(id, ARGV[2 * i]) then
     records[id], over[#over + 1] = false, id
     local at = #parts
-    parts[at + 1], parts[at + 2], parts[at + 3] = names[i], PREFIX .. 'job:' .. id, PREFIX .. 'end:' .. id
+    parts[at + 1], parts[at + 2], parts[at + 3] = PREFIX .. 'run:' .. id, PREFIX .. 'job:' .. id, PREFIX .. 'end:' .. id
   end
 end
 if #over == 0 then return 1 end

@@ -8,22 +8,21 @@
 -- How many more may be offered; when the leases of a scope's offers end, as text, false when it is not open, as far as that is known.
 local room_left, open
 
--- Reads the records of runs that come, and what room there is in their scopes. Answers the names of the records, and how many others stand before them.
+-- Reads the records of runs that come, and what room there is in their scopes.
 local function find_with_room(ids, scopes)
-  local names, others = { key('room'), key('room_until') }, 2
+  local names = { key('room'), key('room_until') }
   open = {}
   for i = 1, #scopes do
     local scope = scopes[i]
     if not open[scope] then
-      others = others + 1
-      open[scope], names[others] = others, key('room', scope)
+      open[scope] = #names + 1
+      names[open[scope]] = key('room', scope)
     end
   end
   local values = find_all(ids, names)
   for scope, at in pairs(open) do open[scope] = values[at] and whole(now + values[at]) end
   local left, until_when = values[1], values[2]
   room_left = left and until_when and exceeds(until_when, NOW) and tonumber(left) or 0
-  return names, others
 end
 
 local function has_room(scope)

@@ -38,11 +38,11 @@ local function begin_log(id, ...)
   end
 end
 
--- A run that is leased as it comes. Nothing else is known of it but that it may have a log. `name` is that of its record.
-local function put_offered(at, name)
+-- A run that is leased as it comes. Nothing else is known of it but that it may have a log.
+local function put_offered(at)
   local id, head, scope, log, job, next_event = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 4], ARGV[at + 5], ''
   room_left = room_left - 1
-  write_short(id, name, (log == '' and 'l-' or 'll') .. NOW_US .. ' ' .. head .. ' ' .. NOW)
+  write_short(id, (log == '' and 'l-' or 'll') .. NOW_US .. ' ' .. head .. ' ' .. NOW)
   write(PREFIX .. 'job:' .. id, job)
   if log ~= '' then
     begin_log(id, 'q', 's1')
@@ -73,7 +73,7 @@ local function put(at, began)
   local id, scope, deadline, more, job = ARGV[at], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
   local lane, account = string.match(ARGV[at + 1], '^%S+ %S+ %S+ (%S+) (%S+)')
   local run = #more > 1 and put_whole(at, lane, account)
-  if not run then write_short(id, key('run', id), (more == '' and 'r-' or 'rl') .. '0 ' .. ARGV[at + 1] .. ' ' .. NOW) end
+  if not run then write_short(id, (more == '' and 'r-' or 'rl') .. '0 ' .. ARGV[at + 1] .. ' ' .. NOW) end
   write(key('job', id), job)
   if string.byte(more) == LOGGED then begin_log(id, 'q' .. began) end
   lined = lined or { runs = 0, bytes = 0, deadlines = {}, lanes = {}, lines = {}, wakes = {} }

@@ -19,10 +19,7 @@ local WAITING = '^r[l-](%d+) %S+ (%d+) (%d+) %l+ %S+ ([^%s,]+)%S* (%d+)$'
 -- The letters, and '-', as bytes.
 local OFFERED, TAKEN, ENDED, LOGGED, NOTHING = 108, 99, 101, 108, 45
 
--- The scopes of a run's targets are written with commas between them; that of the first target is the one where it begins.
-local FIRST_SCOPE = '^[^,]*'
-
--- The scope of the target with this number, from 0.
+-- The scope of the target with this number, from 0. Those of all targets are written with commas between them.
 local function scope_of(scopes, target)
   for scope in string.gmatch(scopes or '', '[^,]+') do
     if target == 0 then return scope end
@@ -36,7 +33,6 @@ end
 
 -- False when there is none. What cannot be read is as good as gone: `missing` says so, and the reconciler restores the run.
 local function unpacked(record)
-  if not record then return false end
   local ended, kind, log, fence, reply_to, deadline, tokens, lane, account, scopes, ready, more = string.match(record, SHORT)
   if not ended then
     local ok, run = pcall(cmsgpack.unpack, record)
@@ -45,7 +41,7 @@ local function unpacked(record)
   reply_to = given(reply_to, '-')
   local run = {
     state = ended == 'e' and 'ended' or 'leased', fence = given(fence, '0'), reply_to = reply_to, ready = ready, deadline = deadline, lane = lane,
-    account = account, tokens = tokens, scope = string.match(scopes, FIRST_SCOPE), scopes = scopes,
+    account = account, tokens = tokens, scope = scope_of(scopes, 0), scopes = scopes,
   }
   if log == 'l' then run.log, run.followers = '1', reply_to end
   if kind == 'r' then
@@ -60,24 +56,31 @@ local function unpacked(record)
   return run
 end
 
+-- The record of a run as far as it was read: a text that nobody has taken apart yet, or a table; false when the queue does not know the run.
+local function record_of(id)
+  if records[id] == nil then records[id] = unpack(call('MGET', key('run', id))) end
+  return records[id]
+end
+
 -- The record of a run; false when the queue does not know it.
 local function find(id)
-  local run = records[id]
-  if type(run) == 'table' or run == false then return run end
-  run = unpacked(run or unpack(call('MGET', key('run', id))))
-  records[id] = run
+  local run = record_of(id)
+  if type(run) == 'string' then
+    run = unpacked(run)
+    records[id] = run
+  end
   return run
 end
 
--- Reads the records of runs, behind what is under other names; answers all that was read, and the names.
+-- Reads the records of runs, behind what is under other names; answers all that was read.
 local function find_all(ids, names)
   names = names or {}
   local others = #names
   for i = 1, #ids do names[others + i] = PREFIX .. 'run:' .. ids[i] end
-  if #names == 0 then return NONE, names end
+  if #names == 0 then return NONE end
   local values = call('MGET', unpack(names))
   for i = 1, #ids do records[ids[i]] = values[others + i] end
-  return values, names
+  return values
 end
 
 -- What is written in the end of a step.
@@ -97,25 +100,21 @@ local function short(id, has_ended, fence)
   if string.find(record, fence .. ' ', at + 2, true) == at + 2 then return record end
 end
 
-local function write_short(id, name, record)
+local function write_short(id, record)
   records[id] = record
-  write(name, record)
+  write(PREFIX .. 'run:' .. id, record)
 end
 
--- Whether the queue knows a run of which `find_all` has read the record.
+-- Whether the queue knows a run.
 local function is_known(id)
-  local record = records[id]
+  local record = record_of(id)
   return type(record) == 'string' and string.find(record, SHORT_FORM) or find(id)
 end
 
 -- What a claim asks of a run that waits: of a short record no more than that, and the record.
 local function find_waiting(id)
-  local record = records[id]
-  if record == nil then
-    record = unpack(call('MGET', key('run', id)))
-    records[id] = record
-  end
-  if type(record) ~= 'string' then return find(id) end
+  local record = record_of(id)
+  if type(record) ~= 'string' then return record end
   local fence, deadline, tokens, scope, ready = string.match(record, WAITING)
   if not fence then return find(id) end
   return { state = 'ready', scope = scope, fence = fence, deadline = deadline, tokens = tokens, ready = ready, short = record }
@@ -127,7 +126,7 @@ local function claim_short(id, run, worker, held)
   local rest = string.sub(record, #run.fence + 3)
   if string.byte(record, 2) == LOGGED then run.log, run.followers = '1', given(string.match(rest, '%S+'), '-') end
   run.fence = fence
-  write_short(id, key('run', id), 'c' .. (run.log and 'l' or '-') .. fence .. rest .. ' ' .. worker .. ' ' .. NOW .. ' ' .. (held == '' and '-' or held))
+  write_short(id, 'c' .. (run.log and 'l' or '-') .. fence .. rest .. ' ' .. worker .. ' ' .. NOW .. ' ' .. (held == '' and '-' or held))
 end
 
 -- Names and values in one command: an even number.

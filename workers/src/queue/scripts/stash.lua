@@ -6,7 +6,7 @@ local unknown, ended = {}, 0
 -- The same for a short record, which says that nothing but this is to be done.
 local function stash_short(id, of, record, ending, text)
   ended = ended + 1
-  write_short(id, PREFIX .. 'run:' .. id, 'e' .. record)
+  write_short(id, 'e' .. record)
   write(PREFIX .. 'end:' .. id, ending)
   -- Behind the fence stands who waits for the reply.
   local at = #of + 4
