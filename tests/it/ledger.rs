@@ -343,7 +343,8 @@ async fn an_insert_after_the_ending_changes_nothing(site: Site) {
     ledger.insert(Arc::new(job.clone())).await.unwrap();
     assert_eq!(find(&ledger, &job).await, before);
     assert_eq!(column::<Option<String>>(&db, "job", job.id).await, None);
-    assert!(ledger.unfinished(None, 10).await.unwrap().is_empty());
+    assert!(ledger.unfinished_ids(None, 10).await.unwrap().is_empty());
+    assert!(ledger.unfinished(&[job.id]).await.unwrap().is_empty());
 }
 
 async fn a_terminal_run_never_changes(site: Site) {
@@ -406,8 +407,7 @@ async fn concurrent_inserts_share_transactions_and_are_all_committed(site: Site)
     }
     let mut expected: Vec<RunId> = jobs.iter().map(|job| job.id).collect();
     expected.sort_unstable();
-    let found: Vec<RunId> = ledger.unfinished(None, 1000).await.unwrap().iter().map(|run| run.job.id).collect();
-    assert_eq!(found, expected);
+    assert_eq!(ledger.unfinished_ids(None, 1000).await.unwrap(), expected);
     let stats = ledger.stats();
     assert_eq!(stats.inserts, 500);
     assert!(stats.insert_commits < 100, "{stats:?}");
@@ -427,7 +427,7 @@ async fn a_row_that_the_database_refuses_fails_alone(site: Site) {
             Err(error) => panic!("run {index}: {error:?}"),
         }
     }
-    assert_eq!(ledger.unfinished(None, 1000).await.unwrap().len(), 99);
+    assert_eq!(ledger.unfinished_ids(None, 1000).await.unwrap().len(), 99);
 }
 
 async fn an_ending_whose_texts_are_refused_is_written_without_them(site: Site) {
@@ -475,7 +475,7 @@ async fn characters_that_postgresql_refuses_are_replaced(site: Site) {
         ..job()
     };
     ledger.insert(Arc::new(job.clone())).await.unwrap();
-    assert_eq!(*ledger.unfinished(None, 1).await.unwrap()[0].job, job, "a job is restored as it was");
+    assert_eq!(*ledger.unfinished(&[job.id]).await.unwrap()[0].job, job, "a job is restored as it was");
     let outcome = Outcome::Succeeded { output: "avant\0après".into(), finish_reason: Some("\0".into()) };
     let call = Attempt { detail: Some("\0".into()), ..attempt(1, 5) };
     assert_eq!(finish(&ledger, &job, &ending(&job, outcome, 5, Some(call))).await, Settled::Won);
@@ -499,14 +499,17 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
     }
     finish(&ledger, &jobs[2], &ending(&jobs[2], Outcome::Cancelled, 1, None)).await;
 
-    let first = ledger.unfinished(None, 3).await.unwrap();
-    let rest = ledger.unfinished(Some(first[2].job.id), 3).await.unwrap();
+    let first = ledger.unfinished_ids(None, 3).await.unwrap();
+    let rest = ledger.unfinished_ids(Some(first[2]), 3).await.unwrap();
+    assert_eq!([&first[..], &rest].concat(), [0, 1, 3, 4].map(|index| jobs[index].id));
+    let asked: Vec<RunId> = jobs.iter().map(|job| job.id).chain([RunId::new()]).collect();
+    let mut found = ledger.unfinished(&asked).await.unwrap();
+    found.sort_unstable_by_key(|run| run.job.id);
     let found: Vec<(Job, i32, i32, i64)> =
-        first.iter().chain(&rest).map(|run| ((*run.job).clone(), run.attempts, run.limited, run.fence.0)).collect();
+        found.iter().map(|run| ((*run.job).clone(), run.attempts, run.limited, run.fence.0)).collect();
     let expected = [(0, 3, 2, 3), (1, 0, 0, 0), (3, 0, 0, 0), (4, 0, 0, 0)]
         .map(|(index, attempts, limited, fence)| (jobs[index].clone(), attempts, limited, fence));
     assert_eq!(found, expected);
-    assert_eq!((first.len(), rest.len()), (3, 1));
 }
 
 async fn an_unreadable_job_is_left_out(site: Site) {
@@ -523,14 +526,11 @@ async fn an_unreadable_job_is_left_out(site: Site) {
         ["garbage".into(), jobs[2].id.0.into()],
     );
     db.execute_raw(damage).await.unwrap();
-    // A page is filled all the same: a short one is the last.
-    let check = async |limit, expect: &[&Job]| {
-        let page = ledger.unfinished(None, limit).await.unwrap();
-        assert_eq!(page.iter().map(|run| run.job.as_ref()).collect::<Vec<_>>(), expect);
-    };
-    check(1, &[&jobs[1]]).await;
-    check(2, &[&jobs[1], &jobs[3]]).await;
-    check(10, &[&jobs[1], &jobs[3]]).await;
+    let asked: Vec<RunId> = jobs.iter().map(|job| job.id).collect();
+    assert_eq!(ledger.unfinished_ids(None, 10).await.unwrap(), asked, "its row is unfinished all the same");
+    let mut found = ledger.unfinished(&asked).await.unwrap();
+    found.sort_unstable_by_key(|run| run.job.id);
+    assert_eq!(found.iter().map(|run| run.job.as_ref()).collect::<Vec<_>>(), [&jobs[1], &jobs[3]]);
 }
 
 async fn endings_are_rebuilt(site: Site) {
@@ -701,7 +701,7 @@ async fn a_writer_that_goes_leaves_nothing_unwritten(site: Site) {
     for insert in inserts {
         insert.await.unwrap().unwrap();
     }
-    assert_eq!(Ledger::new(db).unfinished(None, 100).await.unwrap().len(), 50);
+    assert_eq!(Ledger::new(db).unfinished_ids(None, 100).await.unwrap().len(), 50);
 }
 
 /// Everything may be awaited in a task of its own: this compiles or it does not.
@@ -713,7 +713,8 @@ async fn its_futures_may_move_between_threads() {
     movable(&ledger.finish(&[]));
     movable(&ledger.record_attempts(&[]));
     movable(&ledger.find(AccountId::new(), RunId::new()));
-    movable(&ledger.unfinished(None, 1));
+    movable(&ledger.unfinished_ids(None, 1));
+    movable(&ledger.unfinished(&[]));
     movable(&ledger.endings(&[]));
     movable(&ledger.spent(AccountId::new(), UnixMillis(0)..UnixMillis(1)));
     movable(&ledger.ping());

@@ -232,10 +232,15 @@ impl Ledger {
         read::attempts(&self.store, run).await
     }
 
-    /// Runs that have not ended, in the order of their ids, after `after`; with what the queue needs to know of them.
-    /// Fewer than `limit` are the last ones. A row whose job this version cannot read is left out, and logged.
-    pub async fn unfinished(&self, after: Option<RunId>, limit: u64) -> Result<Vec<Restored>, LedgerError> {
-        read::unfinished(&self.store, after, limit).await
+    /// The ids of runs that have not ended, in their order, after `after`. Fewer than `limit` are the last ones.
+    pub async fn unfinished_ids(&self, after: Option<RunId>, limit: u64) -> Result<Vec<RunId>, LedgerError> {
+        read::unfinished_ids(&self.store, after, limit).await
+    }
+
+    /// Those of these runs that have not ended, in no order, with what the queue needs to know of them. A row whose job this version cannot
+    /// read is left out, and logged.
+    pub async fn unfinished(&self, runs: &[RunId]) -> Result<Vec<Restored>, LedgerError> {
+        read::unfinished(&self.store, runs).await
     }
 
     /// One run that has not ended, as [`Ledger::unfinished`] gives it; `None` when it has ended, or is not there.

@@ -100,6 +100,13 @@ pub async fn a_loss_of_memory_is_told_until_it_is_restored<S: Store>() {
     assert_eq!(bench.queue.was_reset().await.unwrap(), None);
 }
 
+pub async fn one_process_compares_the_ledger_in_a_while<S: Store>() {
+    let bench = S::open(LONG).await;
+    assert!(bench.queue.begin_sweep(SHORT).await.unwrap());
+    eventually("another one is due", async || bench.queue.begin_sweep(LONG).await.unwrap().then_some(())).await;
+    assert!(!bench.queue.begin_sweep(SHORT).await.unwrap(), "one is enough");
+}
+
 pub async fn a_run_is_located_until_it_has_ended<S: Store>() {
     let bench = S::open(LONG).await;
     let job = run().job();

@@ -3,6 +3,9 @@
 //! It tests existence, never age: a run that the ledger calls unfinished and the queue does not know is restored, however
 //! young it is. It looks at start, whenever the queue has lost its memory, and now and then for a front door that
 //! died between the row and the queue.
+//!
+//! The first two are in a hurry. The last one is a routine: one worker of a pool makes it, a moment in each second, so that a long queue costs the runs
+//! beside it little.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,63 +15,49 @@ use tokio::time::Instant;
 use crate::{
     executor::{Shared, health::OnDuty},
     fail,
+    job::RunId,
     queue::Epoch,
 };
 
 /// How often the queue is asked whether it lost its memory.
 const WATCH: Duration = Duration::from_secs(1);
-/// How often everything is compared all the same.
-const SWEEP: Duration = Duration::from_secs(30);
-/// Rows that are compared at a time.
-const PAGE: u64 = 1_000;
+/// How long after a comparison the next one begins all the same.
+pub(super) const SWEEP: Duration = Duration::from_secs(30);
+/// How much of each [`WATCH`] a routine comparison may take: a little more, by as much as a page takes.
+const BURST: Duration = Duration::from_millis(50);
+/// Runs that are compared at a time. The queue in Redis does nothing else meanwhile, a few microseconds for each.
+pub(super) const PAGE: u64 = 250;
 
 pub struct Reconciler {
     shared: Arc<Shared>,
-    /// When the last complete comparison ended; `None` asks for one now.
-    swept: Option<Instant>,
+    sweep: Sweep,
     /// The queue said that it lost its memory, and waits to hear that it was restored.
     owed: Option<Epoch>,
     _on_duty: OnDuty,
 }
 
+/// A comparison of all unfinished rows with the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sweep {
+    /// One is to be made now, and as fast as can be.
+    Owed,
+    /// A routine one has come as far as this run.
+    UnderWay(Option<RunId>),
+    /// The last one has ended, or is somebody else's.
+    Ended(Instant),
+}
+
 impl Reconciler {
     pub fn new(shared: Arc<Shared>) -> Self {
         let on_duty = shared.health.on_duty("the reconciler");
-        Self { shared, swept: None, owed: None, _on_duty: on_duty }
+        Self { shared, sweep: Sweep::Owed, owed: None, _on_duty: on_duty }
     }
 
     fn watch(&mut self, ctx: &mut Context<Self>) {
-        let shared = self.shared.clone();
-        let due = self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP);
-        let owed = self.owed;
-        let round = async move {
-            let told = match shared.queue.was_reset().await {
-                Ok(told) => told,
-                Err(_) => return (owed, Some(false)),
-            };
-            let owed = told.or(owed);
-            if owed.is_none() && !due {
-                return (None, None);
-            }
-            if !sweep(&shared).await {
-                return (owed, Some(false));
-            }
-            if let Some(epoch) = owed
-                && let Err(error) = fail::around("restored", shared.queue.restored(epoch)).await
-            {
-                // Another worker is told, and finds nothing left to restore.
-                tracing::debug!(%error, "the queue did not hear that it is restored");
-            }
-            (None, Some(true))
-        };
-        ctx.spawn(round.into_actor(self).map(|(owed, complete), act, ctx| {
-            act.owed = owed;
-            match complete {
-                Some(true) => act.swept = Some(Instant::now()),
-                // The sweep is owed.
-                Some(false) => act.swept = None,
-                None => {}
-            }
+        let (shared, sweep, owed) = (self.shared.clone(), self.sweep, self.owed);
+        let round = async move { look(&shared, sweep, owed).await };
+        ctx.spawn(round.into_actor(self).map(|(sweep, owed), act, ctx| {
+            (act.sweep, act.owed) = (sweep, owed);
             ctx.run_later(WATCH, Self::watch);
         }));
     }
@@ -83,39 +72,94 @@ impl Actor for Reconciler {
     }
 }
 
-/// Compares every unfinished row with the queue. Returns whether it got to the end.
-async fn sweep(shared: &Shared) -> bool {
-    let mut after = None;
+/// One look at the queue, and what there is to do about it. Answers with what is left to do.
+pub(super) async fn look(shared: &Shared, sweep: Sweep, owed: Option<Epoch>) -> (Sweep, Option<Epoch>) {
+    let Ok(told) = shared.queue.was_reset().await else { return (Sweep::Owed, owed) };
+    let owed = told.or(owed);
+    if owed.is_none() && sweep != Sweep::Owed {
+        return (go_on(shared, sweep).await, None);
+    }
+    if !matches!(compare(shared, None, None).await, Compared::All) {
+        return (Sweep::Owed, owed);
+    }
+    if let Some(epoch) = owed
+        && let Err(error) = fail::around("restored", shared.queue.restored(epoch)).await
+    {
+        // Another worker is told, and finds nothing left to restore.
+        tracing::debug!(%error, "the queue did not hear that it is restored");
+    }
+    (Sweep::Ended(Instant::now()), None)
+}
+
+/// The routine.
+async fn go_on(shared: &Shared, sweep: Sweep) -> Sweep {
+    let after = match sweep {
+        Sweep::Owed => None,
+        Sweep::UnderWay(after) => after,
+        Sweep::Ended(at) if at.elapsed() < SWEEP => return sweep,
+        Sweep::Ended(_) => match shared.queue.begin_sweep(SWEEP).await {
+            Ok(true) => None,
+            Ok(false) => return Sweep::Ended(Instant::now()),
+            Err(_) => return sweep,
+        },
+    };
+    match compare(shared, after, Some(Instant::now() + BURST)).await {
+        Compared::All => Sweep::Ended(Instant::now()),
+        Compared::Until(after) => Sweep::UnderWay(after),
+    }
+}
+
+/// How far a comparison came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compared {
+    All,
+    /// As far as this run: there was no more time, or a store did not answer.
+    Until(Option<RunId>),
+}
+
+/// Compares unfinished rows with the queue, those after a run, until there are no more, or there is no more time: one page at least.
+pub(super) async fn compare(shared: &Shared, mut after: Option<RunId>, until: Option<Instant>) -> Compared {
     let mut restored = 0;
-    loop {
-        let page = match shared.ledger.unfinished(after, PAGE).await {
-            Ok(page) => page,
+    let compared = loop {
+        match compare_page(shared, after).await {
+            Ok(page) => {
+                restored += page.restored;
+                let Some(last) = page.last else { break Compared::All };
+                after = Some(last);
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot compare ledger and queue");
-                return false;
-            }
-        };
-        let Some(last) = page.last().map(|row| row.job.id) else { break };
-        after = Some(last);
-        let ids: Vec<_> = page.iter().map(|row| row.job.id).collect();
-        let outcome = async {
-            let missing = fail::around("missing", shared.queue.missing(&ids)).await?;
-            let lost: Vec<_> = page.into_iter().filter(|row| missing.contains(&row.job.id)).collect();
-            if !lost.is_empty() {
-                fail::around("restore", shared.queue.restore(&lost)).await?;
-            }
-            Ok::<_, crate::queue::Unreachable>(lost.len())
-        };
-        match outcome.await {
-            Ok(count) => restored += count,
-            Err(error) => {
-                tracing::warn!(%error, "cannot compare ledger and queue");
-                return false;
+                break Compared::Until(after);
             }
         }
-    }
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break Compared::Until(after);
+        }
+    };
     if restored > 0 {
         tracing::info!(restored, "runs were put back into the queue from the ledger");
     }
-    true
+    compared
+}
+
+struct Page {
+    /// None when it is the last one.
+    last: Option<RunId>,
+    restored: usize,
+}
+
+async fn compare_page(shared: &Shared, after: Option<RunId>) -> Result<Page, Box<dyn std::error::Error + Send + Sync>> {
+    let ids = shared.ledger.unfinished_ids(after, PAGE).await?;
+    let is_full = u64::try_from(ids.len()).is_ok_and(|found| found >= PAGE);
+    let last = ids.last().copied().filter(|_| is_full);
+    if ids.is_empty() {
+        return Ok(Page { last, restored: 0 });
+    }
+    let missing = fail::around("missing", shared.queue.missing(&ids)).await?;
+    // Few are, as a rule: only these are read.
+    let lost = shared.ledger.unfinished(&missing).await?;
+    if !lost.is_empty() {
+        fail::around("restore", shared.queue.restore(&lost)).await?;
+    }
+    Ok(Page { last, restored: lost.len() })
 }

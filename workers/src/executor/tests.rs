@@ -3,6 +3,7 @@
 mod calls;
 mod leases;
 mod pools;
+mod reconciling;
 mod streams;
 
 use std::{

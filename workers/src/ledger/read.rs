@@ -57,28 +57,34 @@ pub(super) async fn attempts(store: &Store, run: RunId) -> Result<Vec<Attempt>, 
     Ok(attempts_of(store, &[run.0]).await?.remove(&run.0).unwrap_or_default())
 }
 
-pub(super) async fn unfinished(
-    store: &Store,
-    mut after: Option<RunId>,
-    limit: u64,
-) -> Result<Vec<Restored>, LedgerError> {
-    let mut found = Vec::new();
-    // Unreadable rows are left out, so that the next ones have to be asked for until the page is full.
-    loop {
-        let missing = limit.saturating_sub(u64::try_from(found.len()).unwrap_or(u64::MAX));
-        let page = unfinished_rows(store, after, missing).await?;
-        let Some(last) = page.last() else { return Ok(found) };
-        after = Some(RunId(last.id));
-        for row in page {
+pub(super) async fn unfinished_ids(store: &Store, after: Option<RunId>, limit: u64) -> Result<Vec<RunId>, LedgerError> {
+    // Of the index alone: no row is looked at for more than whether it is seen.
+    let mut select = runs::Entity::find()
+        .select_only()
+        .column(runs::Column::Id)
+        .filter(runs::Column::FinishedAt.is_null())
+        .order_by_asc(runs::Column::Id)
+        .limit(limit);
+    if let Some(after) = after {
+        select = select.filter(runs::Column::Id.gt(after.0));
+    }
+    let ids: Vec<Uuid> = store.answered(|| select.clone().into_tuple().all(store.db())).await?;
+    Ok(ids.into_iter().map(RunId).collect())
+}
+
+pub(super) async fn unfinished(store: &Store, runs: &[RunId]) -> Result<Vec<Restored>, LedgerError> {
+    let mut found = Vec::with_capacity(runs.len());
+    for ids in runs.chunks(MAX_IDS) {
+        let select = select_unfinished().filter(runs::Column::Id.is_in(ids.iter().map(|run| run.0)));
+        for row in store.answered(|| select.clone().into_model::<Unfinished>().all(store.db())).await? {
             match row.job.as_deref().map(Job::from_text) {
-                Some(Ok(job)) => {
-                    found.push(row.restored(job));
-                }
+                Some(Ok(job)) => found.push(row.restored(job)),
                 Some(Err(error)) => tracing::warn!(run = %row.id, %error, "left an unfinished run alone"),
                 None => tracing::warn!(run = %row.id, "left an unfinished run without a job alone"),
             }
         }
     }
+    Ok(found)
 }
 
 #[derive(FromQueryResult)]
@@ -110,17 +116,6 @@ pub(super) async fn unfinished_one(store: &Store, run: RunId) -> Result<Option<R
         Some(Ok(job)) => Ok(Some(row.restored(job))),
         _ => Err(unreadable(row.id, "job")),
     }
-}
-
-async fn unfinished_rows(store: &Store, after: Option<RunId>, limit: u64) -> Result<Vec<Unfinished>, LedgerError> {
-    if limit == 0 {
-        return Ok(Vec::new());
-    }
-    let mut select = select_unfinished().order_by_asc(runs::Column::Id).limit(limit);
-    if let Some(after) = after {
-        select = select.filter(runs::Column::Id.gt(after.0));
-    }
-    Ok(store.answered(|| select.clone().into_model::<Unfinished>().all(store.db())).await?)
 }
 
 fn select_unfinished() -> Select<runs::Entity> {

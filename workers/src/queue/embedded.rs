@@ -242,6 +242,10 @@ impl Queue for EmbeddedQueue {
         Ok(())
     }
 
+    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable> {
+        Ok(self.step(|state, now| state.memory.begin_sweep(every, now.at)))
+    }
+
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
         Ok(self.step(|state, _| state.locate(run)))
     }

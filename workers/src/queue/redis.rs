@@ -339,6 +339,13 @@ impl Queue for RedisQueue {
         self.run(self.step(scripts::RESTORED).arg(epoch.0.to_string())).await
     }
 
+    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable> {
+        let mut set = redis::cmd("SET");
+        set.arg(self.key("swept")).arg(1).arg("NX").arg("PX").arg(millis(every));
+        let was_set: Option<String> = self.connections.ask(&set).await?;
+        Ok(was_set.is_some())
+    }
+
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
         let (state, started): (String, String) = self.run(self.step(scripts::LOCATE).arg(run.to_string())).await?;
         let started_at = started.parse().ok().map(UnixMillis);

@@ -167,6 +167,10 @@ impl Queue for FaultyQueue {
         self.inner.restored(epoch).await
     }
 
+    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable> {
+        self.inner.begin_sweep(every).await
+    }
+
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {
         self.inner.locate(run).await
     }

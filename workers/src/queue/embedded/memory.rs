@@ -14,6 +14,8 @@ pub(super) struct Memory {
     is_restored: bool,
     /// Until when whoever was told has the time to restore it.
     told_until: Option<Instant>,
+    /// Until when nobody else compares the ledger with it.
+    swept_until: Option<Instant>,
 }
 
 impl Memory {
@@ -24,6 +26,14 @@ impl Memory {
         }
         self.told_until = Some(far(now, lease));
         Some(self.epoch)
+    }
+
+    pub(super) fn begin_sweep(&mut self, every: Duration, now: Instant) -> bool {
+        let is_due = self.swept_until.is_none_or(|until| until <= now);
+        if is_due {
+            self.swept_until = Some(far(now, every));
+        }
+        is_due
     }
 
     pub(super) fn restored(&mut self, epoch: Epoch) {
