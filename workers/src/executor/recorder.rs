@@ -27,7 +27,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 const BATCH: usize = 256;
 /// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it, and
 /// takes the processor from runs that somebody waits for. Hardly anybody waits for this: an ending that is stashed is told, and shown.
-const BREATH: Duration = Duration::from_millis(10);
+const BREATH: Duration = Duration::from_millis(25);
 
 pub struct Recorder {
     shared: Arc<Shared>,

@@ -60,7 +60,7 @@ impl<C: ColumnTrait> Filled<C> {
 
 #[cfg(test)]
 mod tests {
-    use sea_orm::{Iterable, sea_query::PostgresQueryBuilder};
+    use sea_orm::Iterable;
 
     use super::*;
     use crate::ledger::{attempts, runs};
@@ -68,14 +68,15 @@ mod tests {
     /// A column that was left out would be NULL, without a word.
     #[test]
     fn every_column_of_a_row_is_written() {
-        fn check<C: ColumnTrait + Iterable>(filled: Filled<C>, table: impl EntityTrait) {
-            let text = filled.insert(table).to_string(PostgresQueryBuilder);
-            let names: Vec<_> = C::iter().map(|column| format!("\"{}\"", column.as_str())).collect();
-            assert!(text.contains(&format!("({})", names.join(", "))), "{text}");
-            assert_eq!(text.matches("unnest($").count(), names.len(), "{text}");
+        fn check<C: ColumnTrait + Iterable>(filled: Filled<C>) {
+            let mut filled: Vec<_> = filled.0.into_iter().map(|(column, _)| column.as_str().to_owned()).collect();
+            let mut all: Vec<_> = C::iter().map(|column| column.as_str().to_owned()).collect();
+            filled.sort_unstable();
+            all.sort_unstable();
+            assert_eq!(filled, all);
         }
         let mut parameters = PgArguments::default();
-        check(runs::fill(&mut parameters, &[]).unwrap(), runs::Entity);
-        check(attempts::fill(&mut parameters, &[]).unwrap(), attempts::Entity);
+        check(runs::fill(&mut parameters, &[]).unwrap());
+        check(attempts::fill(&mut parameters, &[]).unwrap());
     }
 }

@@ -171,27 +171,12 @@ fn accepted(job: &Job, state: RunState, model: &str) -> Model {
 /// Makes parameters of whole rows.
 pub(super) fn fill(parameters: &mut PgArguments, rows: &[Model]) -> Result<Filled<Column>, BoxDynError> {
     let mut columns = Columns::new(parameters);
-    columns.fill(Column::Id, rows.iter().map(|row| row.id))?;
-    columns.fill(Column::Account, rows.iter().map(|row| row.account))?;
-    columns.fill(Column::ApiKey, rows.iter().map(|row| row.api_key))?;
-    columns.fill(Column::Prompt, rows.iter().map(|row| row.prompt))?;
-    columns.fill(Column::PromptName, rows.iter().map(|row| &row.prompt_name))?;
-    columns.fill(Column::PromptVersion, rows.iter().map(|row| row.prompt_version))?;
-    columns.fill(Column::Lane, rows.iter().map(|row| &row.lane))?;
-    columns.fill(Column::State, rows.iter().map(|row| &row.state))?;
-    columns.fill(Column::Model, rows.iter().map(|row| &row.model))?;
+    fill_accepted(&mut columns, rows)?;
     columns.fill(Column::Provider, rows.iter().map(|row| row.provider.as_deref()))?;
-    columns.fill(Column::Job, rows.iter().map(|row| row.job.as_deref()))?;
-    columns.fill(Column::Metadata, rows.iter().map(|row| &row.metadata))?;
-    columns.fill(Column::Stream, rows.iter().map(|row| row.stream))?;
-    columns.fill(Column::CreatedAt, rows.iter().map(|row| row.created_at))?;
-    columns.fill(Column::Deadline, rows.iter().map(|row| row.deadline))?;
     columns.fill(Column::StartedAt, rows.iter().map(|row| row.started_at))?;
     columns.fill(Column::FinishedAt, rows.iter().map(|row| row.finished_at))?;
     columns.fill(Column::QueueMs, rows.iter().map(|row| row.queue_ms))?;
     columns.fill(Column::FirstTokenMs, rows.iter().map(|row| row.first_token_ms))?;
-    columns.fill(Column::Fence, rows.iter().map(|row| row.fence))?;
-    columns.fill(Column::AttemptCount, rows.iter().map(|row| row.attempt_count))?;
     columns.fill(Column::Input, rows.iter().map(|row| row.input.as_deref()))?;
     columns.fill(Column::Output, rows.iter().map(|row| row.output.as_deref()))?;
     columns.fill(Column::FinishReason, rows.iter().map(|row| row.finish_reason.as_deref()))?;
@@ -204,6 +189,33 @@ pub(super) fn fill(parameters: &mut PgArguments, rows: &[Model]) -> Result<Fille
     columns.fill(Column::RequeuedFrom, rows.iter().map(|row| row.requeued_from))?;
     columns.fill(Column::Cache, rows.iter().map(|row| row.cache.as_deref()))?;
     Ok(columns.filled())
+}
+
+/// Makes parameters of the rows of runs that wait. The columns that are left out are NULL in all of them.
+pub(super) fn fill_queued(parameters: &mut PgArguments, rows: &[Model]) -> Result<Filled<Column>, BoxDynError> {
+    let mut columns = Columns::new(parameters);
+    fill_accepted(&mut columns, rows)?;
+    Ok(columns.filled())
+}
+
+/// What every row has a value for, and the job.
+fn fill_accepted(columns: &mut Columns<'_, Column>, rows: &[Model]) -> Result<(), BoxDynError> {
+    columns.fill(Column::Id, rows.iter().map(|row| row.id))?;
+    columns.fill(Column::Account, rows.iter().map(|row| row.account))?;
+    columns.fill(Column::ApiKey, rows.iter().map(|row| row.api_key))?;
+    columns.fill(Column::Prompt, rows.iter().map(|row| row.prompt))?;
+    columns.fill(Column::PromptName, rows.iter().map(|row| &row.prompt_name))?;
+    columns.fill(Column::PromptVersion, rows.iter().map(|row| row.prompt_version))?;
+    columns.fill(Column::Lane, rows.iter().map(|row| &row.lane))?;
+    columns.fill(Column::State, rows.iter().map(|row| &row.state))?;
+    columns.fill(Column::Model, rows.iter().map(|row| &row.model))?;
+    columns.fill(Column::Job, rows.iter().map(|row| row.job.as_deref()))?;
+    columns.fill(Column::Metadata, rows.iter().map(|row| &row.metadata))?;
+    columns.fill(Column::Stream, rows.iter().map(|row| row.stream))?;
+    columns.fill(Column::CreatedAt, rows.iter().map(|row| row.created_at))?;
+    columns.fill(Column::Deadline, rows.iter().map(|row| row.deadline))?;
+    columns.fill(Column::Fence, rows.iter().map(|row| row.fence))?;
+    columns.fill(Column::AttemptCount, rows.iter().map(|row| row.attempt_count))
 }
 
 fn input_of(job: &Job) -> String {

@@ -30,7 +30,7 @@ pub(super) fn queued(rows: impl Iterator<Item = runs::Model>) -> InsertStatement
 pub(super) fn queued_arrays(rows: &[runs::Model]) -> Prepared {
     static TEXT: OnceLock<String> = OnceLock::new();
     let mut parameters = PgArguments::default();
-    let runs = runs::fill(&mut parameters, rows)?;
+    let runs = runs::fill_queued(&mut parameters, rows)?;
     let text =
         TEXT.get_or_init(|| runs.insert(runs::Entity).on_conflict(unless_there()).to_string(PostgresQueryBuilder));
     Ok((text, parameters))
