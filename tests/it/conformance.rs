@@ -29,7 +29,7 @@ macro_rules! suite {
                 a_submission_that_comes_after_its_restoration_is_still_answered
                 missing_are_the_runs_that_the_queue_never_heard_of
                 a_loss_of_memory_is_told_until_it_is_restored
-                one_process_compares_the_ledger_in_a_while
+                one_worker_compares_the_ledger_in_a_while
                 a_run_is_located_until_it_has_ended
                 a_run_is_recalled_until_it_is_finished
                 stats_count_every_run_where_it_is

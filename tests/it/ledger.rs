@@ -345,6 +345,7 @@ async fn an_insert_after_the_ending_changes_nothing(site: Site) {
     assert_eq!(column::<Option<String>>(&db, "job", job.id).await, None);
     assert!(ledger.unfinished_ids(None, 10).await.unwrap().is_empty());
     assert!(ledger.unfinished(&[job.id]).await.unwrap().is_empty());
+    assert_eq!(ledger.last_unfinished().await.unwrap(), None);
 }
 
 async fn a_terminal_run_never_changes(site: Site) {
@@ -501,10 +502,10 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
     let first = ledger.unfinished_ids(None, 3).await.unwrap();
     let rest = ledger.unfinished_ids(Some(first[2]), 3).await.unwrap();
+    assert_eq!(ledger.last_unfinished().await.unwrap(), rest.last().copied());
     assert_eq!([&first[..], &rest].concat(), [0, 1, 3, 4].map(|index| jobs[index].id));
     let asked: Vec<RunId> = jobs.iter().map(|job| job.id).chain([RunId::new()]).collect();
-    let mut found = ledger.unfinished(&asked).await.unwrap();
-    found.sort_unstable_by_key(|run| run.job.id);
+    let found = ledger.unfinished(&asked).await.unwrap();
     let found: Vec<(Job, i32, i32, i64)> =
         found.iter().map(|run| ((*run.job).clone(), run.attempts, run.limited, run.fence.0)).collect();
     let expected = [(0, 3, 2, 3), (1, 0, 0, 0), (3, 0, 0, 0), (4, 0, 0, 0)]
@@ -528,8 +529,7 @@ async fn an_unreadable_job_is_left_out(site: Site) {
     db.execute_raw(damage).await.unwrap();
     let asked: Vec<RunId> = jobs.iter().map(|job| job.id).collect();
     assert_eq!(ledger.unfinished_ids(None, 10).await.unwrap(), asked, "its row is unfinished all the same");
-    let mut found = ledger.unfinished(&asked).await.unwrap();
-    found.sort_unstable_by_key(|run| run.job.id);
+    let found = ledger.unfinished(&asked).await.unwrap();
     assert_eq!(found.iter().map(|run| run.job.as_ref()).collect::<Vec<_>>(), [&jobs[1], &jobs[3]]);
 }
 

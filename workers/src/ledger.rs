@@ -237,8 +237,13 @@ impl Ledger {
         read::unfinished_ids(&self.store, after, limit).await
     }
 
-    /// Those of these runs that have not ended, in no order, with what the queue needs to know of them. A row whose job this version cannot
-    /// read is left out, and logged.
+    /// The last of them.
+    pub async fn last_unfinished(&self) -> Result<Option<RunId>, LedgerError> {
+        read::last_unfinished(&self.store).await
+    }
+
+    /// Those of these runs that have not ended, with what the queue needs to know of them; in the order of their ids when those that are asked for
+    /// are. A row whose job this version cannot read is left out, and logged.
     pub async fn unfinished(&self, runs: &[RunId]) -> Result<Vec<Restored>, LedgerError> {
         read::unfinished(&self.store, runs).await
     }

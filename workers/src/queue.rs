@@ -278,8 +278,8 @@ pub trait Queue: Send + Sync + 'static {
     /// All runs of the ledger that the queue did not know have been restored since it told of this epoch.
     async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable>;
 
-    /// Whether the asker is to compare the ledger with the queue now, as somebody does now and then: one of all processes is told so in `every`.
-    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable>;
+    /// Whether this worker may compare the ledger with the queue, as one does now and then: unless another one was told so less than `every` ago.
+    async fn claim_sweep(&self, worker: WorkerId, every: Duration) -> Result<bool, Unreachable>;
 
     /// Where a run is; `None` when the queue does not know it or it has ended.
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable>;

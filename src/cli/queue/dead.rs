@@ -1,7 +1,7 @@
 //! `queue dead`: runs that ended as poison, which an operator starts again or gives up.
 //!
 //! They are rows of the ledger. A requeued run is committed there first: a process that dies before it is enqueued as well
-//! leaves it to the reconciler, and a server with an embedded queue finds it in the same way, within half a minute.
+//! leaves it to the reconciler, and a server with an embedded queue finds it in the same way, in half a minute or so.
 
 use std::collections::HashMap;
 

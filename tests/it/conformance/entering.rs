@@ -100,11 +100,14 @@ pub async fn a_loss_of_memory_is_told_until_it_is_restored<S: Store>() {
     assert_eq!(bench.queue.was_reset().await.unwrap(), None);
 }
 
-pub async fn one_process_compares_the_ledger_in_a_while<S: Store>() {
+pub async fn one_worker_compares_the_ledger_in_a_while<S: Store>() {
     let bench = S::open(LONG).await;
-    assert!(bench.queue.begin_sweep(SHORT).await.unwrap());
-    eventually("another one is due", async || bench.queue.begin_sweep(LONG).await.unwrap().then_some(())).await;
-    assert!(!bench.queue.begin_sweep(SHORT).await.unwrap(), "one is enough");
+    let [one, other] = [WorkerId::new(), WorkerId::new()];
+    assert!(bench.queue.claim_sweep(one, SHORT).await.unwrap());
+    let due = async || bench.queue.claim_sweep(other, LONG).await.unwrap().then_some(());
+    eventually("another one is due", due).await;
+    assert!(!bench.queue.claim_sweep(one, SHORT).await.unwrap(), "one is enough");
+    assert!(bench.queue.claim_sweep(other, LONG).await.unwrap(), "it goes on");
 }
 
 pub async fn a_run_is_located_until_it_has_ended<S: Store>() {

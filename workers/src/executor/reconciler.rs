@@ -5,7 +5,7 @@
 //! died between the row and the queue.
 //!
 //! The first two are in a hurry. The last one is a routine: one worker of a pool makes it, a moment in each second, so that a long queue costs the runs
-//! beside it little.
+//! beside it little. It ends with the run that was the last one when it began, and is followed by another one that begins with the first.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,8 +41,8 @@ pub struct Reconciler {
 pub(super) enum Sweep {
     /// One is to be made now, and as fast as can be.
     Owed,
-    /// A routine one has come as far as this run.
-    UnderWay(Option<RunId>),
+    /// A routine one has come as far as this run, and ends with that one.
+    UnderWay { after: Option<RunId>, last: RunId },
     /// The last one has ended, or is somebody else's.
     Ended(Instant),
 }
@@ -79,7 +79,7 @@ pub(super) async fn look(shared: &Shared, sweep: Sweep, owed: Option<Epoch>) -> 
     if owed.is_none() && sweep != Sweep::Owed {
         return (go_on(shared, sweep).await, None);
     }
-    if !matches!(compare(shared, None, None).await, Compared::All) {
+    if compare(shared, None, None).await != Compared::All {
         return (Sweep::Owed, owed);
     }
     if let Some(epoch) = owed
@@ -93,20 +93,43 @@ pub(super) async fn look(shared: &Shared, sweep: Sweep, owed: Option<Epoch>) -> 
 
 /// The routine.
 async fn go_on(shared: &Shared, sweep: Sweep) -> Sweep {
-    let after = match sweep {
-        Sweep::Owed => None,
-        Sweep::UnderWay(after) => after,
-        Sweep::Ended(at) if at.elapsed() < SWEEP => return sweep,
-        Sweep::Ended(_) => match shared.queue.begin_sweep(SWEEP).await {
-            Ok(true) => None,
-            Ok(false) => return Sweep::Ended(Instant::now()),
-            Err(_) => return sweep,
+    if let Sweep::Ended(at) = sweep
+        && at.elapsed() < SWEEP
+    {
+        return sweep;
+    }
+    match shared.queue.claim_sweep(shared.worker, SWEEP).await {
+        Ok(true) => {}
+        Ok(false) => return Sweep::Ended(Instant::now()),
+        Err(error) => {
+            tracing::debug!(%error, "the comparison of ledger and queue is put off");
+            return sweep;
+        }
+    }
+    let (after, last) = match sweep {
+        Sweep::UnderWay { after, last } => (after, last),
+        Sweep::Owed | Sweep::Ended(_) => match shared.ledger.last_unfinished().await {
+            Ok(Some(last)) => (None, last),
+            Ok(None) => return Sweep::Ended(Instant::now()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot compare ledger and queue");
+                return sweep;
+            }
         },
     };
-    match compare(shared, after, Some(Instant::now() + BURST)).await {
+    match compare(shared, after, Some(Bounds { last, until: Instant::now() + BURST })).await {
         Compared::All => Sweep::Ended(Instant::now()),
-        Compared::Until(after) => Sweep::UnderWay(after),
+        Compared::Until(after) => Sweep::UnderWay { after, last },
     }
+}
+
+/// Where a comparison ends, within a page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// With this run.
+    pub last: RunId,
+    /// At this moment, after one page at least.
+    pub until: Instant,
 }
 
 /// How far a comparison came.
@@ -117,8 +140,8 @@ pub(super) enum Compared {
     Until(Option<RunId>),
 }
 
-/// Compares unfinished rows with the queue, those after a run, until there are no more, or there is no more time: one page at least.
-pub(super) async fn compare(shared: &Shared, mut after: Option<RunId>, until: Option<Instant>) -> Compared {
+/// Compares unfinished rows with the queue, those after a run, all of them or within bounds.
+pub(super) async fn compare(shared: &Shared, mut after: Option<RunId>, bounds: Option<Bounds>) -> Compared {
     let mut restored = 0;
     let compared = loop {
         match compare_page(shared, after).await {
@@ -132,8 +155,13 @@ pub(super) async fn compare(shared: &Shared, mut after: Option<RunId>, until: Op
                 break Compared::Until(after);
             }
         }
-        if until.is_some_and(|until| Instant::now() >= until) {
-            break Compared::Until(after);
+        if let Some(Bounds { last, until }) = bounds {
+            if after >= Some(last) {
+                break Compared::All;
+            }
+            if Instant::now() >= until {
+                break Compared::Until(after);
+            }
         }
     };
     if restored > 0 {

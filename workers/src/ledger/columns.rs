@@ -60,10 +60,13 @@ impl<C: ColumnTrait> Filled<C> {
 
 #[cfg(test)]
 mod tests {
-    use sea_orm::Iterable;
+    use sea_orm::{IntoActiveModel, Iterable};
 
     use super::*;
-    use crate::ledger::{attempts, runs};
+    use crate::{
+        job::{Job, KeyId},
+        ledger::{attempts, runs},
+    };
 
     /// A column that was left out would be NULL, without a word.
     #[test]
@@ -78,5 +81,18 @@ mod tests {
         let mut parameters = PgArguments::default();
         check(runs::fill(&mut parameters, &[]).unwrap());
         check(attempts::fill(&mut parameters, &[]).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_written_of_a_run_that_waits_is_null() {
+        let job = crate::tests::job();
+        let row = runs::queued(&Job { key: Some(KeyId::new()), ..job }).into_active_model();
+        let filled = runs::fill_queued(&mut PgArguments::default(), &[]).unwrap();
+        let is_filled = |column: runs::Column| filled.0.iter().any(|(filled, _)| filled.as_str() == column.as_str());
+        for column in runs::Column::iter() {
+            let value = row.get(column).into_value();
+            let is_null = value.as_ref().is_none_or(|value| *value == value.as_null());
+            assert_ne!(is_filled(column), is_null, "{column:?}");
+        }
     }
 }

@@ -72,10 +72,23 @@ pub(super) async fn unfinished_ids(store: &Store, after: Option<RunId>, limit: u
     Ok(ids.into_iter().map(RunId).collect())
 }
 
+pub(super) async fn last_unfinished(store: &Store) -> Result<Option<RunId>, LedgerError> {
+    let select = runs::Entity::find()
+        .select_only()
+        .column(runs::Column::Id)
+        .filter(runs::Column::FinishedAt.is_null())
+        .order_by_desc(runs::Column::Id)
+        .limit(1);
+    let last: Option<Uuid> = store.answered(|| select.clone().into_tuple().one(store.db())).await?;
+    Ok(last.map(RunId))
+}
+
 pub(super) async fn unfinished(store: &Store, runs: &[RunId]) -> Result<Vec<Restored>, LedgerError> {
     let mut found = Vec::with_capacity(runs.len());
     for ids in runs.chunks(MAX_IDS) {
-        let select = select_unfinished().filter(runs::Column::Id.is_in(ids.iter().map(|run| run.0)));
+        let select = select_unfinished()
+            .filter(runs::Column::Id.is_in(ids.iter().map(|run| run.0)))
+            .order_by_asc(runs::Column::Id);
         for row in store.answered(|| select.clone().into_model::<Unfinished>().all(store.db())).await? {
             match row.job.as_deref().map(Job::from_text) {
                 Some(Ok(job)) => found.push(row.restored(job)),

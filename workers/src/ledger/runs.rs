@@ -198,7 +198,7 @@ pub(super) fn fill_queued(parameters: &mut PgArguments, rows: &[Model]) -> Resul
     Ok(columns.filled())
 }
 
-/// What every row has a value for, and the job.
+/// What a run that waits has, and may have.
 fn fill_accepted(columns: &mut Columns<'_, Column>, rows: &[Model]) -> Result<(), BoxDynError> {
     columns.fill(Column::Id, rows.iter().map(|row| row.id))?;
     columns.fill(Column::Account, rows.iter().map(|row| row.account))?;

@@ -242,8 +242,8 @@ impl Queue for EmbeddedQueue {
         Ok(())
     }
 
-    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable> {
-        Ok(self.step(|state, now| state.memory.begin_sweep(every, now.at)))
+    async fn claim_sweep(&self, worker: WorkerId, every: Duration) -> Result<bool, Unreachable> {
+        Ok(self.step(|state, now| state.memory.claim_sweep(worker, every, now.at)))
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

@@ -29,7 +29,8 @@
 //! they block on it, and on `offers:<scope>`, which holds runs that were leased as they came and that nobody has taken yet. How many more may be, until when,
 //! in which scopes and with which lease is in `room`, `room_until` and `room:<scope>` (`offer.lua`). `epoch` is there unless Redis has lost its memory; `unrestored` names it until its runs have been
 //! restored from the ledger, and `restoring` is there while somebody should be at it. `forgot` says since when the memory is lost, for a minute:
-//! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more.
+//! what was forgotten still counts against the limits of the scopes, so that those wait until it cannot any more. `swept` is the worker that compared the ledger
+//! with the queue last, or is at it, and keeps others from that for a while.
 //!
 //! # Channels
 //!
@@ -50,6 +51,7 @@ mod cancellations;
 mod claim;
 mod clock;
 mod connect;
+mod depth;
 mod lines;
 mod message;
 mod parts;
@@ -80,6 +82,7 @@ pub use self::connect::ConnectError;
 use self::{
     clock::Clock,
     connect::Connections,
+    depth::Depth,
     parts::{Appended, Asking, Before, Entering, Stashed},
     scripts::{Invocation, Step},
     together::Steps,
@@ -121,6 +124,7 @@ pub struct RedisQueue {
     tag: String,
     lease: Duration,
     steps: Steps,
+    depth: Depth,
     warnings: Vec<String>,
     waiters: Waiters,
     clock: Arc<Clock>,
@@ -135,8 +139,8 @@ impl RedisQueue {
         let tag = format!("{{q:{}}}", settings.pool);
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
         let (steps, lease) = (Steps::new(&connections, &tag, LEASE), LEASE);
-        let knew = AtomicBool::new(false);
-        let mut queue = Self { connections, tag, lease, steps, warnings, waiters, clock, knew };
+        let (depth, knew) = (Depth::default(), AtomicBool::new(false));
+        let mut queue = Self { connections, tag, lease, steps, depth, warnings, waiters, clock, knew };
         // The first step loads the library, if it is not there. Why it cannot is better told now than guessed from what fails later.
         if let Err(Unreachable(cause)) = queue.stats().await {
             queue.warnings.push(format!(
@@ -200,8 +204,13 @@ impl Queue for RedisQueue {
     }
 
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
+        if self.depth.lets_in(admission) {
+            return Ok(Admitted::Yes { rates: Vec::new() });
+        }
         let asking = Asking { size: job.encode().len(), admission: admission.clone() };
-        wire::admitted(self.steps.admissions.ask(asking).await?, Some(admission))
+        let (answer, waiting) = self.steps.admissions.ask(asking).await?;
+        self.depth.heard(waiting);
+        wire::admitted(answer, Some(admission))
     }
 
     async fn enqueue(&self, submission: Submission, admission: Option<&Admission>) -> Result<Admitted, Unreachable> {
@@ -339,11 +348,8 @@ impl Queue for RedisQueue {
         self.run(self.step(scripts::RESTORED).arg(epoch.0.to_string())).await
     }
 
-    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable> {
-        let mut set = redis::cmd("SET");
-        set.arg(self.key("swept")).arg(1).arg("NX").arg("PX").arg(millis(every));
-        let was_set: Option<String> = self.connections.ask(&set).await?;
-        Ok(was_set.is_some())
+    async fn claim_sweep(&self, worker: WorkerId, every: Duration) -> Result<bool, Unreachable> {
+        self.run(self.step(scripts::CLAIM_SWEEP).arg(worker.to_string()).arg(millis(every))).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

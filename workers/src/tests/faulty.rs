@@ -167,8 +167,8 @@ impl Queue for FaultyQueue {
         self.inner.restored(epoch).await
     }
 
-    async fn begin_sweep(&self, every: Duration) -> Result<bool, Unreachable> {
-        self.inner.begin_sweep(every).await
+    async fn claim_sweep(&self, worker: WorkerId, every: Duration) -> Result<bool, Unreachable> {
+        self.inner.claim_sweep(worker, every).await
     }
 
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable> {

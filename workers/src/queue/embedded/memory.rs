@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::run::far;
-use crate::queue::Epoch;
+use crate::{job::WorkerId, queue::Epoch};
 
 /// A new queue is an empty memory.
 #[derive(Debug, Default)]
@@ -14,8 +14,8 @@ pub(super) struct Memory {
     is_restored: bool,
     /// Until when whoever was told has the time to restore it.
     told_until: Option<Instant>,
-    /// Until when nobody else compares the ledger with it.
-    swept_until: Option<Instant>,
+    /// Who compares the ledger with it, and until when nobody else does.
+    swept: Option<(WorkerId, Instant)>,
 }
 
 impl Memory {
@@ -28,12 +28,12 @@ impl Memory {
         Some(self.epoch)
     }
 
-    pub(super) fn begin_sweep(&mut self, every: Duration, now: Instant) -> bool {
-        let is_due = self.swept_until.is_none_or(|until| until <= now);
-        if is_due {
-            self.swept_until = Some(far(now, every));
+    pub(super) fn claim_sweep(&mut self, worker: WorkerId, every: Duration, now: Instant) -> bool {
+        let is_free = self.swept.is_none_or(|(by, until)| by == worker || until <= now);
+        if is_free {
+            self.swept = Some((worker, far(now, every)));
         }
-        is_due
+        is_free
     }
 
     pub(super) fn restored(&mut self, epoch: Epoch) {

@@ -5,6 +5,8 @@ use std::{borrow::Cow, fmt::Write, sync::Arc};
 use redis::Value;
 
 use super::{
+    connect::unreachable,
+    depth::Waiting,
     scripts::Invocation,
     together::Part,
     wire::{admissions, all_held},
@@ -82,7 +84,8 @@ pub(super) struct Asking {
 }
 
 impl Part for Asking {
-    type Answer = Vec<Value>;
+    /// Also what waits.
+    type Answer = (Vec<Value>, Waiting);
 
     fn bytes(&self) -> usize {
         0
@@ -92,8 +95,10 @@ impl Part for Asking {
         admission(step, Some(&self.admission)).arg(self.size)
     }
 
-    fn answers(answer: Value, runs: usize) -> Result<Vec<Vec<Value>>, Unreachable> {
-        admissions(answer, runs)
+    fn answers(answer: Value, runs: usize) -> Result<Vec<Self::Answer>, Unreachable> {
+        let (answers, waiting, bytes) = redis::from_redis_value(answer).map_err(unreachable)?;
+        let waiting = Waiting { runs: waiting, bytes };
+        Ok(admissions(answers, runs)?.into_iter().map(|answer| (answer, waiting)).collect())
     }
 }
 

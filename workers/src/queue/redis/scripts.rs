@@ -79,6 +79,7 @@ steps! { STEPS:
     IDLE = "idle", "'allow-oom'", "idle.lua";
     WAS_RESET = "was_reset", "'allow-oom'", "was_reset.lua";
     RESTORED = "restored", "'allow-oom'", "restored.lua";
+    CLAIM_SWEEP = "claim_sweep", "'allow-oom'", "claim_sweep.lua";
     STATS = "stats", "'no-writes'", "stats.lua";
 }
 

@@ -1,0 +1,86 @@
+//! How full the queue is, as this process heard last. While there is room for many runs, one that nothing else limits may come without asking.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::queue::Admission;
+
+/// How long what was heard counts.
+const COUNTS_FOR: Duration = Duration::from_millis(20);
+/// More than all front doors together let in meanwhile.
+const RUNS: u64 = 20_000;
+const BYTES: u64 = 64 << 20;
+
+/// Runs, and bytes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub runs: u64,
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Depth(Mutex<Option<(Instant, Waiting)>>);
+
+impl Depth {
+    /// What waited just now.
+    pub fn heard(&self, waiting: Waiting) {
+        // Nothing panics while it holds the lock.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), waiting));
+    }
+
+    /// Whether this admission is sure to let one more run in, and counts nothing.
+    pub fn lets_in(&self, Admission { rules, max_depth, max_bytes }: &Admission) -> bool {
+        if !rules.is_empty() {
+            return false;
+        }
+        if (*max_depth, *max_bytes) == (u64::MAX, u64::MAX) {
+            return true;
+        }
+        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|(at, Waiting { runs, bytes })| {
+            at.elapsed() < COUNTS_FOR
+                && runs.saturating_add(RUNS) <= *max_depth
+                && bytes.saturating_add(BYTES) <= *max_bytes
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::RateRule;
+
+    fn admission(max_depth: u64, max_bytes: u64) -> Admission {
+        Admission { rules: Vec::new(), max_depth, max_bytes }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_queue_that_was_far_from_full_a_moment_ago_lets_in() {
+        let depth = Depth::default();
+        let (large, small) = (admission(100_000, 1 << 30), admission(100, 1 << 30));
+        assert!(!depth.lets_in(&large), "nothing is known yet");
+        depth.heard(Waiting { runs: 80_000, bytes: 0 });
+        assert!(depth.lets_in(&large));
+        assert!(!depth.lets_in(&small));
+        tokio::time::advance(COUNTS_FOR).await;
+        assert!(!depth.lets_in(&large), "it is some time ago");
+        depth.heard(Waiting { runs: 80_001, bytes: 0 });
+        assert!(!depth.lets_in(&large), "too many wait");
+        depth.heard(Waiting { runs: 0, bytes: (1 << 30) - BYTES + 1 });
+        assert!(!depth.lets_in(&large), "they are too large");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_counted_is_always_asked_for_and_no_limit_never() {
+        let depth = Depth::default();
+        depth.heard(Waiting { runs: 0, bytes: 0 });
+        let rule = RateRule { name: "key", subject: "k".to_owned(), per_minute: 1_000_000 };
+        assert!(!depth.lets_in(&Admission { rules: vec![rule], ..admission(u64::MAX, u64::MAX) }));
+        tokio::time::advance(COUNTS_FOR).await;
+        assert!(depth.lets_in(&admission(u64::MAX, u64::MAX)));
+    }
+}
