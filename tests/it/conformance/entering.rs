@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use workers::{
-    job::{Fence, Lane, RunId},
+    job::{Fence, Lane, RunId, WorkerId},
     queue::{Epoch, Held, Restored, Sighting},
 };
 
