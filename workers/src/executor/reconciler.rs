@@ -25,7 +25,7 @@ const WATCH: Duration = Duration::from_secs(1);
 pub(super) const SWEEP: Duration = Duration::from_secs(30);
 /// How much of each [`WATCH`] a routine comparison may take: a little more, by as much as a page takes.
 const BURST: Duration = Duration::from_millis(50);
-/// Runs that are compared at a time. The queue in Redis does nothing else meanwhile, a few microseconds for each.
+/// Runs that are compared at a time. The queue in Redis does nothing else meanwhile, some microseconds for each.
 pub(super) const PAGE: u64 = 250;
 
 pub struct Reconciler {
@@ -113,14 +113,20 @@ async fn go_on(shared: &Shared, sweep: Sweep) -> Sweep {
             Ok(None) => return Sweep::Ended(Instant::now()),
             Err(error) => {
                 tracing::warn!(%error, "cannot compare ledger and queue");
-                return sweep;
+                return given_up();
             }
         },
     };
     match compare(shared, after, Some(Bounds { last, until: Instant::now() + BURST })).await {
         Compared::All => Sweep::Ended(Instant::now()),
         Compared::Until(after) => Sweep::UnderWay { after, last },
+        Compared::Failed => given_up(),
     }
+}
+
+/// A store did not answer this worker. Others can make the comparison once its claim has ended, before it asks again.
+fn given_up() -> Sweep {
+    Sweep::Ended(Instant::now() + SWEEP)
 }
 
 /// Where a comparison ends, within a page.
@@ -136,8 +142,10 @@ pub(super) struct Bounds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Compared {
     All,
-    /// As far as this run: there was no more time, or a store did not answer.
+    /// There was time to come as far as this run.
     Until(Option<RunId>),
+    /// A store did not answer.
+    Failed,
 }
 
 /// Compares unfinished rows with the queue, those after a run, all of them or within bounds.
@@ -152,7 +160,7 @@ pub(super) async fn compare(shared: &Shared, mut after: Option<RunId>, bounds: O
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot compare ledger and queue");
-                break Compared::Until(after);
+                break Compared::Failed;
             }
         }
         if let Some(Bounds { last, until }) = bounds {

@@ -74,7 +74,7 @@ use std::{
 
 use async_trait::async_trait;
 use redis::FromRedisValue;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -204,12 +204,15 @@ impl Queue for RedisQueue {
     }
 
     async fn admit(&self, job: &Job, admission: &Admission) -> Result<Admitted, Unreachable> {
-        if self.depth.lets_in(admission) {
+        // Its rendered text is what makes a run large.
+        let text = job.request.user.len() + job.request.system.as_ref().map_or(0, String::len);
+        if self.depth.lets_in(admission, text as u64) {
             return Ok(Admitted::Yes { rates: Vec::new() });
         }
+        let asked = Instant::now();
         let asking = Asking { size: job.encode().len(), admission: admission.clone() };
         let (answer, waiting) = self.steps.admissions.ask(asking).await?;
-        self.depth.heard(waiting);
+        self.depth.heard(asked, waiting);
         wire::admitted(answer, Some(admission))
     }
 

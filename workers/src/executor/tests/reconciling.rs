@@ -67,6 +67,20 @@ async fn the_routine_begins_anew_after_a_while_and_in_one_worker() {
     assert_eq!(other.queue.missing(&ids).await.unwrap(), ids, "another worker has just done it");
 }
 
+/// A worker that cannot read the ledger does not keep others from it.
+#[tokio::test]
+async fn a_routine_that_fails_is_left_to_others() {
+    let rig = Rig::new(1).await;
+    let (sweep, _) = look(&rig.shared, Sweep::Owed, None).await;
+    let Sweep::Ended(at) = sweep else { panic!("{sweep:?}") };
+    rig.memory.go().await;
+    for begun in [Sweep::Ended(at - SWEEP), Sweep::UnderWay { after: None, last: RunId::new() }] {
+        let (sweep, _) = look(&rig.shared, begun, None).await;
+        let Sweep::Ended(until) = sweep else { panic!("{sweep:?}") };
+        assert!(until > Instant::now(), "it is later than the end of its claim");
+    }
+}
+
 /// Or else it would run behind those that come, and never look at the first ones again.
 #[tokio::test]
 async fn the_routine_goes_on_from_where_it_was_to_the_run_that_was_the_last_one() {

@@ -26,14 +26,17 @@ pub(super) struct Waiting {
 pub(super) struct Depth(Mutex<Option<(Instant, Waiting)>>);
 
 impl Depth {
-    /// What waited just now.
-    pub fn heard(&self, waiting: Waiting) {
+    /// What waited when it was asked for, or after that.
+    pub fn heard(&self, asked: Instant, waiting: Waiting) {
         // Nothing panics while it holds the lock.
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), waiting));
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if heard.is_none_or(|(before, _)| before <= asked) {
+            *heard = Some((asked, waiting));
+        }
     }
 
-    /// Whether this admission is sure to let one more run in, and counts nothing.
-    pub fn lets_in(&self, Admission { rules, max_depth, max_bytes }: &Admission) -> bool {
+    /// Whether this admission is sure to let in one more run, with a text of so many bytes, and counts nothing.
+    pub fn lets_in(&self, Admission { rules, max_depth, max_bytes }: &Admission, text: u64) -> bool {
         if !rules.is_empty() {
             return false;
         }
@@ -44,7 +47,7 @@ impl Depth {
         heard.is_some_and(|(at, Waiting { runs, bytes })| {
             at.elapsed() < COUNTS_FOR
                 && runs.saturating_add(RUNS) <= *max_depth
-                && bytes.saturating_add(BYTES) <= *max_bytes
+                && bytes.saturating_add(text).saturating_add(BYTES) <= *max_bytes
         })
     }
 }
@@ -62,25 +65,28 @@ mod tests {
     async fn only_a_queue_that_was_far_from_full_a_moment_ago_lets_in() {
         let depth = Depth::default();
         let (large, small) = (admission(100_000, 1 << 30), admission(100, 1 << 30));
-        assert!(!depth.lets_in(&large), "nothing is known yet");
-        depth.heard(Waiting { runs: 80_000, bytes: 0 });
-        assert!(depth.lets_in(&large));
-        assert!(!depth.lets_in(&small));
+        assert!(!depth.lets_in(&large, 1), "nothing is known yet");
+        let first = Instant::now();
+        depth.heard(first, Waiting { runs: 80_000, bytes: 0 });
+        assert!(depth.lets_in(&large, 1));
+        assert!(!depth.lets_in(&small, 1));
         tokio::time::advance(COUNTS_FOR).await;
-        assert!(!depth.lets_in(&large), "it is some time ago");
-        depth.heard(Waiting { runs: 80_001, bytes: 0 });
-        assert!(!depth.lets_in(&large), "too many wait");
-        depth.heard(Waiting { runs: 0, bytes: (1 << 30) - BYTES + 1 });
-        assert!(!depth.lets_in(&large), "they are too large");
+        assert!(!depth.lets_in(&large, 1), "it is some time ago");
+        depth.heard(Instant::now(), Waiting { runs: 80_001, bytes: 0 });
+        assert!(!depth.lets_in(&large, 1), "too many wait");
+        depth.heard(Instant::now(), Waiting { runs: 0, bytes: (1 << 30) - BYTES - 1 });
+        depth.heard(first, Waiting { runs: 80_001, bytes: 0 });
+        assert!(depth.lets_in(&large, 1), "what was asked for last counts");
+        assert!(!depth.lets_in(&large, 2), "it would be too much");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_counted_is_always_asked_for_and_no_limit_never() {
         let depth = Depth::default();
-        depth.heard(Waiting { runs: 0, bytes: 0 });
+        depth.heard(Instant::now(), Waiting { runs: 0, bytes: 0 });
         let rule = RateRule { name: "key", subject: "k".to_owned(), per_minute: 1_000_000 };
-        assert!(!depth.lets_in(&Admission { rules: vec![rule], ..admission(u64::MAX, u64::MAX) }));
+        assert!(!depth.lets_in(&Admission { rules: vec![rule], ..admission(u64::MAX, u64::MAX) }, 1));
         tokio::time::advance(COUNTS_FOR).await;
-        assert!(depth.lets_in(&admission(u64::MAX, u64::MAX)));
+        assert!(depth.lets_in(&admission(u64::MAX, u64::MAX), 1));
     }
 }
