@@ -148,6 +148,7 @@ async fn left_in_redis(redis: &mut redis::aio::MultiplexedConnection, key: &str)
         "idle" | "wake" => expires("a worker's key"),
         "paused" | "forgot" => expires("a pause"),
         "room" | "room_until" | "virtual" | "scopes" | "epoch" => None,
+        "swept" => expires("a comparison with the ledger"),
         _ if ttl == -2 => None,
         _ => Some("a part of a run that has ended".to_owned()),
     }
