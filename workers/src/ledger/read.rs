@@ -58,13 +58,7 @@ pub(super) async fn attempts(store: &Store, run: RunId) -> Result<Vec<Attempt>, 
 }
 
 pub(super) async fn unfinished_ids(store: &Store, after: Option<RunId>, limit: u64) -> Result<Vec<RunId>, LedgerError> {
-    // Of the index alone: no row is looked at for more than whether it is seen.
-    let mut select = runs::Entity::find()
-        .select_only()
-        .column(runs::Column::Id)
-        .filter(runs::Column::FinishedAt.is_null())
-        .order_by_asc(runs::Column::Id)
-        .limit(limit);
+    let mut select = select_unfinished_ids().order_by_asc(runs::Column::Id).limit(limit);
     if let Some(after) = after {
         select = select.filter(runs::Column::Id.gt(after.0));
     }
@@ -73,14 +67,14 @@ pub(super) async fn unfinished_ids(store: &Store, after: Option<RunId>, limit: u
 }
 
 pub(super) async fn last_unfinished(store: &Store) -> Result<Option<RunId>, LedgerError> {
-    let select = runs::Entity::find()
-        .select_only()
-        .column(runs::Column::Id)
-        .filter(runs::Column::FinishedAt.is_null())
-        .order_by_desc(runs::Column::Id)
-        .limit(1);
+    let select = select_unfinished_ids().order_by_desc(runs::Column::Id).limit(1);
     let last: Option<Uuid> = store.answered(|| select.clone().into_tuple().one(store.db())).await?;
     Ok(last.map(RunId))
+}
+
+/// From the index alone: no row is looked at for more than whether it is seen.
+fn select_unfinished_ids() -> Select<runs::Entity> {
+    runs::Entity::find().select_only().column(runs::Column::Id).filter(runs::Column::FinishedAt.is_null())
 }
 
 pub(super) async fn unfinished(store: &Store, runs: &[RunId]) -> Result<Vec<Restored>, LedgerError> {

@@ -56,6 +56,7 @@ mod lines;
 mod message;
 mod parts;
 mod replies;
+mod restoring;
 mod scripts;
 mod subscription;
 #[cfg(test)]
@@ -83,7 +84,7 @@ use self::{
     clock::Clock,
     connect::Connections,
     depth::Depth,
-    parts::{Appended, Asking, Before, Entering, Stashed},
+    parts::{Appended, Asking, Entering, Stashed},
     scripts::{Invocation, Step},
     together::Steps,
     wake::Waiters,
@@ -102,9 +103,6 @@ use crate::{
 const CLAIM_BATCH: usize = 50;
 /// Runs in one script that touches a few fields of each.
 const BATCH: usize = 500;
-/// Jobs, and bytes of jobs, that one script restores.
-const RESTORE_BATCH: usize = 100;
-const RESTORE_BYTES: usize = 1 << 20;
 
 /// Where the queue is.
 #[derive(Clone, Debug)]
@@ -311,32 +309,11 @@ impl Queue for RedisQueue {
     }
 
     async fn missing(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable> {
-        let mut missing = Vec::new();
-        for batch in runs.chunks(BATCH) {
-            let step = batch.iter().fold(self.step(scripts::MISSING), |step, run| step.arg(run.to_string()));
-            let is_missing: Vec<bool> = self.run(step).await?;
-            missing.extend(batch.iter().zip(is_missing).filter(|(_, is_missing)| *is_missing).map(|(run, _)| *run));
-        }
-        Ok(missing)
+        self.missing_of(runs).await
     }
 
     async fn restore(&self, runs: &[Restored]) -> Result<(), Unreachable> {
-        let mut runs = runs.iter().peekable();
-        while runs.peek().is_some() {
-            let mut step = self.step(scripts::RESTORE);
-            let mut bytes = 0;
-            for Restored { job, attempts, limited, fence } in runs.by_ref().take(RESTORE_BATCH) {
-                let encoded = job.encode();
-                bytes += encoded.len();
-                let before = Before { attempts: *attempts, limited: *limited, fence: *fence };
-                step = parts::put(step, job, &encoded, &before, None);
-                if bytes >= RESTORE_BYTES {
-                    break;
-                }
-            }
-            self.run::<()>(step).await?;
-        }
-        Ok(())
+        self.put_back(runs).await
     }
 
     async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
