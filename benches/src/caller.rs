@@ -53,6 +53,11 @@ impl Caller {
         Ok(Self { endpoint, requests, connection })
     }
 
+    /// A new connection in place of one that broke.
+    pub async fn again(&self) -> anyhow::Result<Self> {
+        Self::connect(self.endpoint.clone()).await
+    }
+
     /// Posts, and reads the answer to its end.
     pub async fn post(&mut self, body: &Bytes) -> anyhow::Result<(StatusCode, Bytes)> {
         let answer = self.send(Method::POST, body.clone()).await?;

@@ -13,8 +13,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Counts {
     cpu_ms: f64,
-    /// Bytes that its processes wrote to disks: with SQLite, that is the database.
-    written: f64,
+    /// Bytes that its processes wrote to disks, where the database is one of their files.
+    written: Option<f64>,
     redis: Option<(f64, RedisCounts)>,
     postgres: Option<(f64, SqlCounts)>,
     /// Calls and rows of each statement, when they are asked for.
@@ -26,7 +26,8 @@ impl Counts {
     pub async fn of(engine: &Engine) -> anyhow::Result<Self> {
         let processes = process::family(&engine.processes());
         let redis = match &engine.redis {
-            Some(redis) => Some((process::cpu_ms(&[redis.id()]), redis.counts()?)),
+            // Rewriting its file is the work of a child.
+            Some(redis) => Some((process::cpu_ms(&process::family(&[redis.id()])), redis.counts()?)),
             None => None,
         };
         let postgres = match &engine.postgres {
@@ -39,7 +40,7 @@ impl Counts {
         };
         Ok(Self {
             cpu_ms: process::cpu_ms(&processes),
-            written: process::written(&processes),
+            written: engine.postgres.is_none().then(|| process::written(&processes)),
             redis,
             postgres,
             statements,
@@ -67,11 +68,10 @@ impl Counts {
             figures.set("postgres_cpu_ms", (cpu - cpu_before) / runs);
             figures.set("sql_statements", (counts.statements - counts_before.statements) / runs);
             figures.set("sql_transactions", (counts.transactions - counts_before.transactions) / runs);
-            figures.set("sql_rows_written", (counts.rows_written - counts_before.rows_written) / runs);
-            figures.set("sql_rows_read", (counts.rows_read - counts_before.rows_read) / runs);
             figures.set("wal_bytes", (counts.wal_bytes - counts_before.wal_bytes) / runs);
-        } else if self.redis.is_none() {
-            figures.set("disk_bytes", (self.written - before.written) / runs);
+        }
+        if let (Some(written), Some(written_before)) = (self.written, before.written) {
+            figures.set("disk_bytes", (written - written_before) / runs);
         }
     }
 

@@ -3,7 +3,6 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -18,7 +17,7 @@ use tokio::time::sleep;
 use crate::{
     caller::{Caller, Endpoint},
     mock::Mock,
-    process::Process,
+    process::{Process, bare},
     servers::{Postgres, Redis, free_port},
 };
 
@@ -65,8 +64,11 @@ pub struct Engine {
     folder: TempDir,
 }
 
+/// Streams of 20 pieces: those of the first come at once, a few in each read, those of the second one by one, as models write them.
+pub const BURST: &str = "mock-chunks-20";
+pub const PACED: &str = "mock-chunks-20-every-5";
 /// The prompts that every engine has, each named for its model: the provider does what that says.
-const MODELS: [&str; 4] = ["mock", "mock-delay-50", "mock-chunks-20", "mock-chunks-20-every-5"];
+const MODELS: [&str; 4] = ["mock", "mock-delay-50", BURST, PACED];
 /// The prompt of the offline model: a run that does nothing but pass through.
 pub const NO_OP: &str = "demo";
 /// The prompt of a provider whose limit lets one run a minute go: all others wait in the queue.
@@ -203,10 +205,8 @@ fn account(
 }
 
 fn command(setup: &Setup, env: &[(String, String)], folder: &Path, args: &[&str]) -> anyhow::Result<String> {
-    let env = env.iter().map(|(name, value)| (name, value));
-    let output = Command::new(&setup.binary)
+    let output = bare(&setup.binary, env)
         .args(args)
-        .envs(env)
         .current_dir(folder)
         .output()
         .with_context(|| format!("starting {}", setup.binary.display()))?;

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::bail;
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
@@ -81,23 +82,31 @@ async fn call_until(mut caller: Caller, body: Bytes, until: Until) -> Seen {
     while until.goes_on() {
         let start = Instant::now();
         match caller.post(&body).await {
-            Ok((status, answer)) if status.is_success() => {
-                // A stream says by its last event that it is whole.
-                if answer.starts_with(b"id:") && !answer.ends_with(b"data: [DONE]\n\n") {
-                    seen.complain("a stream without its end".to_owned());
-                } else {
-                    seen.took(start.elapsed());
-                }
-            }
+            Ok((status, answer)) if status.is_success() && is_whole(&answer) => seen.took(start.elapsed()),
             Ok((status, answer)) => seen.complain(format!("{status} {}", String::from_utf8_lossy(&answer))),
             Err(error) => {
-                // Its connection is gone: nothing more comes of this caller.
-                seen.complain(error.to_string());
-                break;
+                seen.complain(format!("{error:#}"));
+                // There are as many callers as the row says, for as long as somebody listens.
+                match caller.again().await {
+                    Ok(again) => caller = again,
+                    Err(_) => break,
+                }
             }
         }
     }
     seen
+}
+
+/// Whether an answer that succeeded by its status succeeded by what it says. A stream of ours tells of its run's failure by an event before its
+/// last line; the provider's has no such event.
+pub fn is_whole(answer: &[u8]) -> bool {
+    let ends = |end: &[u8]| answer.ends_with(end);
+    let has = |part: &[u8]| answer.windows(part.len()).any(|window| window == part);
+    match answer.get(..3) {
+        Some(b"id:") => ends(b"data: [DONE]\n\n") && has(b"\nevent: run.completed\n"),
+        Some(b"dat") => ends(b"data: [DONE]\n\n"),
+        _ => true,
+    }
 }
 
 impl Seen {
@@ -134,14 +143,23 @@ impl Seen {
         self.count() as f64 / self.elapsed.as_secs_f64().max(f64::EPSILON)
     }
 
-    /// The latencies under which so many of a thousand lie, in milliseconds (nearest rank); 0 without a success.
-    pub fn percentiles<const N: usize>(&self, of_a_thousand: [usize; N]) -> [f64; N] {
+    /// What was to succeed as a whole, so that something else can be measured.
+    pub fn clean(self) -> anyhow::Result<Self> {
+        match &self.complaint {
+            None => Ok(self),
+            Some(complaint) => bail!("{} of {} requests failed: {complaint}", self.errors, self.count()),
+        }
+    }
+
+    /// The latencies under which so many of a thousand lie, in milliseconds (nearest rank); `None` without a success.
+    pub fn percentiles<const N: usize>(&self, of_a_thousand: [usize; N]) -> Option<[f64; N]> {
         let mut sorted = self.latencies.clone();
         sorted.sort_unstable();
-        of_a_thousand.map(|share| {
+        let last = *sorted.last()?;
+        Some(of_a_thousand.map(|share| {
             let rank = (sorted.len() * share).div_ceil(1000).saturating_sub(1);
-            sorted.get(rank).copied().unwrap_or(0) as f64 / 1e6
-        })
+            sorted.get(rank).copied().unwrap_or(last) as f64 / 1e6
+        }))
     }
 }
 
@@ -152,10 +170,23 @@ mod tests {
     #[test]
     fn percentiles_are_nearest_ranks() {
         let mut seen = Seen::default();
-        assert_eq!(seen.percentiles([500]), [0.0]);
+        assert_eq!(seen.percentiles([500]), None);
         for millis in (1..=200).rev() {
             seen.took(Duration::from_millis(millis));
         }
-        assert_eq!(seen.percentiles([500, 990, 1000]), [100.0, 198.0, 200.0]);
+        assert_eq!(seen.percentiles([500, 990, 1000]), Some([100.0, 198.0, 200.0]));
+    }
+
+    #[test]
+    fn a_stream_is_whole_when_its_run_succeeded() {
+        assert!(is_whole(
+            b"id: 1\nevent: run.queued\ndata: {}\n\nid: 2\nevent: run.completed\ndata: {}\n\ndata: [DONE]\n\n"
+        ));
+        assert!(!is_whole(
+            b"id: 1\nevent: run.queued\ndata: {}\n\nid: 2\nevent: run.failed\ndata: {}\n\ndata: [DONE]\n\n"
+        ));
+        assert!(!is_whole(b"id: 1\nevent: run.queued\ndata: {}\n\nid: 2\nevent: run.completed\ndata: {}\n\n"));
+        assert!(is_whole(b"data: {}\n\ndata: [DONE]\n\n") && !is_whole(b"data: {}\n\n"));
+        assert!(is_whole(br#"{"success":true}"#));
     }
 }

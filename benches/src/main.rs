@@ -1,7 +1,7 @@
 //! Measures the release binary as its users meet it: over loopback, in both modes, against a provider of its own.
 //!
-//! Every scenario interleaves its targets (the provider itself, the engine embedded and distributed) within each round, so that
-//! whatever else the machine does falls on all of them; what is printed are medians over the rounds. `docs/performance.md` says how to read them.
+//! Every scenario measures its targets in turns, round after round, so that whatever else the machine does falls on all of them; what is printed are
+//! medians over the rounds. `docs/performance.md` says how to read them.
 
 mod caller;
 mod counts;
@@ -14,7 +14,11 @@ mod scenarios;
 mod servers;
 mod target;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -23,7 +27,7 @@ use serde_json::json;
 use crate::{
     engine::{Mode, Setup},
     report::Report,
-    scenarios::{Plan, Scenario},
+    scenarios::{FEWEST_SOCKETS, Plan, Scenario},
     target::Extra,
 };
 
@@ -65,7 +69,7 @@ struct Options {
     /// One short round with little of everything: to see that it works
     #[arg(long)]
     quick: bool,
-    /// Servers that already run, measured beside ours by `sync`, `slow` and `stream`: [{"name", "url", "headers", "body", "pids"}]
+    /// Servers that already run, measured beside ours: [{"name", "url", "headers", "bodies": {"sync", "slow", "stream"}, "pids"}]
     #[arg(long)]
     extra: Option<PathBuf>,
     /// Where to write everything that was measured
@@ -91,6 +95,14 @@ async fn run(options: Options) -> anyhow::Result<()> {
     if options.rounds == 0 || options.modes.is_empty() || !(0.1..=3600.0).contains(&options.seconds) {
         bail!("at least one round, one mode, and 0.1 to 3600 seconds");
     }
+    if options.sockets <= FEWEST_SOCKETS {
+        bail!("more than {FEWEST_SOCKETS} sockets: the first bring what is kept once");
+    }
+    let file_system = file_system(&std::env::temp_dir())?;
+    if file_system == "tmpfs" {
+        eprintln!("stores would be in memory, and cost no disk: point TMPDIR at a disk");
+    }
+    let version = process::bare(&binary, &[]).arg("--version").output()?;
     let extras = options.extra.as_deref().map(Extra::read).transpose()?.unwrap_or_default();
     let setup = Setup { binary, provider: mock::start()?, slots: options.slots, detail: options.detail };
     let plan = Plan {
@@ -117,10 +129,22 @@ async fn run(options: Options) -> anyhow::Result<()> {
     println!("{}", report.tables());
     if let Some(file) = options.json {
         let context = json!({
-            "binary": plan.setup.binary, "rounds": plan.rounds, "seconds": plan.length.as_secs_f64(), "slots": plan.setup.slots,
+            "binary": plan.setup.binary, "version": String::from_utf8_lossy(&version.stdout).trim(), "file_system": file_system, "rounds": plan.rounds, "seconds": plan.length.as_secs_f64(), "slots": plan.setup.slots,
             "processors": std::thread::available_parallelism().map_or(0, usize::from),
         });
         std::fs::write(&file, format!("{:#}\n", report.json(&context))).with_context(|| file.display().to_string())?;
     }
-    failed.map_or(Ok(()), Err)
+    match failed {
+        Some(error) => Err(error),
+        None if report.errors() > 0 => {
+            bail!("{} requests failed: what is told of the others is worth nothing", report.errors())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The kind of file system that a folder is on, as stat(1) names it.
+fn file_system(folder: &Path) -> anyhow::Result<String> {
+    let output = Command::new("stat").args(["-f", "-c", "%T"]).arg(folder).output().context("stat, of coreutils")?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

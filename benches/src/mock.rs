@@ -138,7 +138,8 @@ fn whole(status: u16, body: &str) -> Response<Body> {
     response(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), "application/json", body)
 }
 
-/// One piece of text an event, then usage, then the end: each a write of its own, as models do it.
+/// One piece of text an event, then usage, then the end. With a pause before them, each is a write of its own, as models do it; without, the server
+/// writes what is ready together.
 fn events(behaviour: Behaviour) -> Response<Body> {
     let pieces = stream::unfold(0, move |piece| async move {
         let data = match piece {

@@ -12,6 +12,14 @@ use anyhow::Context;
 /// What `/proc` counts processor time in: USER_HZ, which is 100 on every architecture that this runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// Runs a program with this environment and the `PATH`, and nothing else: what the user of this program has exported would be measured, too.
+pub fn bare(program: &Path, env: &[(String, String)]) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command.envs(env.iter().map(|(name, value)| (name, value)));
+    command
+}
+
 /// A process that is killed when dropped.
 pub struct Process {
     child: Child,
@@ -22,11 +30,10 @@ impl Process {
     pub fn start(program: &Path, args: &[&str], env: &[(String, String)], log: &Path) -> anyhow::Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         // Started from the main thread, with which it would die.
-        let child = Command::new("setpriv")
+        let child = bare(Path::new("setpriv"), env)
             .args(["--pdeathsig", "KILL"])
             .arg(program)
             .args(args)
-            .envs(env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -68,7 +75,7 @@ pub fn family(roots: &[u32]) -> Vec<u32> {
     found
 }
 
-/// Processor time of the processes, user and system, with that of children they have reaped: in milliseconds.
+/// Processor time of the processes, user and system, with that of children they have reaped: in milliseconds, and in steps of ten.
 pub fn cpu_ms(pids: &[u32]) -> f64 {
     let fields = pids.iter().filter_map(|&pid| stat(pid));
     let ticks = fields.flat_map(|fields| {
@@ -76,6 +83,10 @@ pub fn cpu_ms(pids: &[u32]) -> f64 {
         times.iter().filter_map(|ticks| ticks.parse::<f64>().ok()).collect::<Vec<_>>()
     });
     ticks.sum::<f64>() * 1000.0 / TICKS_PER_SECOND
+}
+
+pub fn is_there(pid: u32) -> bool {
+    stat(pid).is_some()
 }
 
 /// The fields of proc_pid_stat(5) from the third on: what stands before them may hold spaces.

@@ -1,9 +1,14 @@
 //! What was measured: for people as tables, for programs as JSON.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::load::Seen;
 
 /// Names, headings and decimals of all figures, in the order of a table's columns. A table has those that one of its rows has.
 const COLUMNS: [(&str, &str, usize); 35] = [
@@ -27,6 +32,7 @@ const COLUMNS: [(&str, &str, usize); 35] = [
     ("look_up_p99_ms", "look-up p99 ms", 2),
     ("list_p50_ms", "list p50 ms", 2),
     ("list_p99_ms", "list p99 ms", 2),
+    ("ledger_rows", "rows", 0),
     ("ledger_bytes", "ledger B/run", 0),
     ("bytes_each", "bytes a socket", 0),
     ("cpu_ms", "CPU ms/run", 3),
@@ -39,7 +45,6 @@ const COLUMNS: [(&str, &str, usize); 35] = [
     ("redis_bytes_out", "Redis B out", 0),
     ("sql_statements", "SQL stmts", 2),
     ("sql_transactions", "write txs", 2),
-    ("sql_rows_written", "rows written", 2),
     ("wal_bytes", "WAL B", 0),
     ("disk_bytes", "disk B", 0),
 ];
@@ -50,7 +55,9 @@ const COLUMNS: [(&str, &str, usize); 35] = [
 pub struct Figures(BTreeMap<&'static str, f64>);
 
 impl Figures {
+    /// Every figure has its column.
     pub fn set(&mut self, name: &'static str, value: f64) {
+        assert!(COLUMNS.iter().any(|(known, ..)| *known == name), "a figure without a column: {name}");
         self.0.insert(name, value);
     }
 
@@ -65,7 +72,7 @@ impl Figures {
     /// Tells a figure under a name that says more about it.
     pub fn rename(&mut self, from: &str, to: &'static str) {
         if let Some(value) = self.0.remove(from) {
-            self.0.insert(to, value);
+            self.set(to, value);
         }
     }
 
@@ -74,8 +81,16 @@ impl Figures {
         self.0.retain(|name, _| matches!(*name, "per_second" | "p50_ms" | "p95_ms" | "p99_ms" | "fairness"));
     }
 
-    /// p50, p95 and p99, and how much more they are than those of calling the provider itself.
-    pub fn set_latency(&mut self, [p50, p95, p99]: [f64; 3], direct: Option<&Figures>) {
+    /// The half of the latencies and nearly all of them under other names, if there were any.
+    pub fn set_half_and_most(&mut self, seen: &Seen, [p50, p99]: [&'static str; 2]) {
+        let Some([half, most]) = seen.percentiles([500, 990]) else { return };
+        self.set(p50, half);
+        self.set(p99, most);
+    }
+
+    /// p50, p95 and p99, if anything succeeded, and how much more they are than those of calling the provider itself.
+    pub fn set_latency(&mut self, seen: &Seen, direct: Option<&Figures>) {
+        let Some([p50, p95, p99]) = seen.percentiles([500, 950, 990]) else { return };
         for (name, added, value) in
             [("p50_ms", "added_p50_ms", p50), ("p95_ms", "added_p95_ms", p95), ("p99_ms", "added_p99_ms", p99)]
         {
@@ -117,6 +132,11 @@ impl Report {
         self.rows.push(row);
     }
 
+    /// How many requests failed, of all.
+    pub fn errors(&self) -> u64 {
+        self.rows.iter().map(|row| row.errors).sum()
+    }
+
     /// The rows that differ in the round only, in their first order: with the median of each figure.
     fn medians(&self) -> Vec<Row> {
         let mut groups: Vec<Vec<&Row>> = Vec::new();
@@ -152,7 +172,8 @@ impl Report {
 
 fn median_row(first: Row, group: &[&Row]) -> Row {
     let mut figures = Figures::default();
-    for name in first.figures.0.keys() {
+    let names: BTreeSet<&str> = group.iter().flat_map(|row| row.figures.0.keys().copied()).collect();
+    for name in names {
         let mut values: Vec<f64> = group.iter().filter_map(|row| row.figures.get(name)).collect();
         values.sort_by(f64::total_cmp);
         let upper = values.get(values.len() / 2).copied().unwrap_or_default();
@@ -216,10 +237,9 @@ mod tests {
     }
 
     #[test]
-    fn every_figure_has_its_column() {
-        let mut names: Vec<&str> = COLUMNS.iter().map(|(name, ..)| *name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), COLUMNS.len());
+    fn what_never_succeeded_has_no_latency() {
+        let mut figures = Figures::default();
+        figures.set_latency(&Seen::default(), Some(&row(0, 1.0).figures));
+        assert_eq!((figures.get("p50_ms"), figures.get("added_p50_ms")), (None, None));
     }
 }

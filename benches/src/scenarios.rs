@@ -11,6 +11,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::ValueEnum;
 
+pub use self::sockets::FIRST as FEWEST_SOCKETS;
 use crate::{
     engine::{Engine, Mode, Setup},
     load::Seen,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use hyper::{HeaderMap, Uri, header::HeaderName};
 use serde::Deserialize;
@@ -17,17 +17,21 @@ use crate::{
     report::Figures,
 };
 
+/// How long a target is called before it is measured, at most.
+const WARM_UP: Duration = Duration::from_secs(1);
 /// Until what was batched is written, so that it counts for the runs that it belongs to.
 const SETTLE: Duration = Duration::from_millis(700);
 
-/// A server that already runs, as a file says: name, URL, headers, body, process ids.
+/// A server that already runs, as a file says: name, URL, headers, bodies, process ids.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Extra {
     pub name: String,
     url: String,
     #[serde(default)]
     headers: BTreeMap<String, String>,
-    body: String,
+    /// What it is sent, by scenario: it is left out of those that have none.
+    bodies: BTreeMap<String, String>,
     /// Its processes; their children count too.
     #[serde(default)]
     pids: Vec<u32>,
@@ -36,7 +40,13 @@ pub struct Extra {
 impl Extra {
     pub fn read(file: &Path) -> anyhow::Result<Vec<Self>> {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        serde_json::from_str(&text).with_context(|| file.display().to_string())
+        let extras: Vec<Self> = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+        for extra in &extras {
+            if let Some(gone) = extra.pids.iter().find(|&&pid| !process::is_there(pid)) {
+                bail!("{}: {} has no process {gone}", file.display(), extra.name);
+            }
+        }
+        Ok(extras)
     }
 
     fn endpoint(&self) -> anyhow::Result<Endpoint> {
@@ -81,9 +91,11 @@ impl<'a> Target<'a> {
         Ok(Self { subject: Subject::Provider, endpoint, body: Bytes::from(body) })
     }
 
-    pub fn extra(extra: &'a Extra) -> anyhow::Result<Self> {
-        let body = Bytes::from(extra.body.clone());
-        Ok(Self { endpoint: extra.endpoint()?, subject: Subject::Extra(extra), body })
+    /// `None`: the server has no part in the scenario.
+    pub fn extra(extra: &'a Extra, scenario: &str) -> anyhow::Result<Option<Self>> {
+        let Some(body) = extra.bodies.get(scenario) else { return Ok(None) };
+        let body = Bytes::from(body.clone());
+        Ok(Some(Self { endpoint: extra.endpoint()?, subject: Subject::Extra(extra), body }))
     }
 
     pub fn name(&self) -> &str {
@@ -106,6 +118,7 @@ impl<'a> Target<'a> {
         Ok(match &self.subject {
             Subject::Provider => None,
             Subject::Engine(engine) => Some(Counts::of(engine).await?),
+            Subject::Extra(extra) if extra.pids.is_empty() => None,
             Subject::Extra(extra) => Some(Counts::of_processes(&extra.pids)),
         })
     }
@@ -120,6 +133,14 @@ impl<'a> Target<'a> {
         self.measured(async || load::closed_loop(&self.endpoint, &self.body, callers, length).await, direct).await
     }
 
+    /// The same before it counts: connections, caches and prepared statements are there afterwards.
+    pub async fn warm_up(&self, callers: usize, length: Duration) -> anyhow::Result<()> {
+        let length = length.min(WARM_UP);
+        load::closed_loop(&self.endpoint, &self.body, callers, length).await?.clean().context("warming up")?;
+        sleep(SETTLE).await;
+        Ok(())
+    }
+
     /// Makes any load, and says what that took.
     pub async fn measured(
         &self,
@@ -132,7 +153,7 @@ impl<'a> Target<'a> {
         let seen = work().await?;
         let mut figures = Figures::default();
         figures.set("per_second", seen.per_second());
-        figures.set_latency(seen.percentiles([500, 950, 990]), direct);
+        figures.set_latency(&seen, direct);
         if let Some(before) = before {
             sleep(SETTLE).await;
             if let Some(after) = self.counts().await? {

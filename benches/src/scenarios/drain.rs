@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
 use tokio::time::sleep;
 
@@ -26,7 +26,7 @@ pub async fn drain(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             let engine = Engine::start(mode, &plan.setup).await?;
             let ledger = servers::connect(&engine.database_url()).await?;
             let target = Target::engine(&engine, run_of(NO_OP, false))?;
-            load::all_of(&engine.background()?, &target.body, 16, 200).await?;
+            load::all_of(&engine.background()?, &target.body, 16, 200).await?.clean()?;
             until_all_ended(&ledger).await?;
             let (mut accepting, mut draining) = (Duration::ZERO, Duration::ZERO);
             let work = async || {
@@ -38,11 +38,13 @@ pub async fn drain(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
                 accepting = seen.elapsed();
                 let mut drain_start = start;
                 if mode == Mode::Distributed {
-                    engine.pause(false)?;
+                    // The command takes a moment, in which the worker is at it.
                     drain_start = Instant::now();
+                    engine.pause(false)?;
                 }
                 until_all_ended(&ledger).await?;
                 draining = drain_start.elapsed();
+                all_succeeded(&ledger).await?;
                 seen.lasted(start.elapsed());
                 Ok(seen)
             };
@@ -57,6 +59,14 @@ pub async fn drain(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             report.add(row("drain", case, mode.as_str(), round, figures, &seen), seen.complaint.as_deref());
         }
     }
+    Ok(())
+}
+
+async fn all_succeeded(ledger: &DatabaseConnection) -> anyhow::Result<()> {
+    let text = "SELECT count(*) AS others FROM runs WHERE state <> 'succeeded'";
+    let query = Statement::from_string(ledger.get_database_backend(), text);
+    let others: i64 = ledger.query_one_raw(query).await?.context("one row")?.try_get("", "others")?;
+    anyhow::ensure!(others == 0, "{others} runs ended in another way than by succeeding");
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! Whether a run costs more as the ledger and the queue grow: 1,000 runs in the ledger, then many, then many in the queue besides.
+//! Whether a run costs more as the ledger and the queue grow: a new ledger, one with many rows, and that with many runs in the queue besides. Each of the
+//! last two is measured in turns with a new one, which has the rows of its own measurement only.
 
 use std::time::{Duration, Instant};
 
@@ -9,68 +10,93 @@ use uuid::Uuid;
 use super::{Plan, row};
 use crate::{
     caller::Caller,
-    engine::{Engine, HELD, run_of},
+    engine::{Engine, HELD, Mode, run_of},
     load::{self, Seen},
     report::{Figures, Report},
     servers,
     target::Target,
 };
 
+/// What a new ledger begins with.
 const FEW: usize = 1_000;
 /// The most that waits in the queue: half of what it takes by default.
 const MOST_QUEUED: usize = 100_000;
 const CALLERS: usize = 16;
-/// How many of the oldest runs are looked up in turn.
+/// How many runs are looked up, one after the other.
 const LOOKED_UP: u32 = 500;
+
+/// An engine and its ledger.
+struct Grown {
+    engine: Engine,
+    ledger: DatabaseConnection,
+}
 
 pub async fn growth(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     for &mode in &plan.modes {
-        let engine = Engine::start(mode, &plan.setup).await?;
-        let ledger = servers::connect(&engine.database_url()).await?;
-        let target = Target::engine(&engine, run_of("mock", false))?;
-        load::all_of(&target.endpoint, &target.body, CALLERS, FEW).await?;
-        super::drain::until_all_ended(&ledger).await?;
-        measure(plan, &engine, &ledger, format!("{FEW} rows"), report).await?;
-
+        let old = Grown::start(mode, plan).await?;
         let since = Instant::now();
-        let rows = insert(&ledger, plan.rows).await?;
-        eprintln!("{rows} rows after {:?}", since.elapsed());
-        measure(plan, &engine, &ledger, format!("{rows} rows"), report).await?;
+        insert(&old.ledger, plan.rows).await?;
+        eprintln!("{} rows after {:?}", old.rows().await?, since.elapsed());
+        in_turns(plan, &old, &format!("{} rows", plan.rows), "few rows", report).await?;
 
         let queued = plan.rows.min(MOST_QUEUED);
-        load::all_of(&engine.background()?, &run_of(HELD, false), 64, queued).await?;
-        measure(plan, &engine, &ledger, format!("{rows} rows, {queued} runs queued"), report).await?;
+        load::all_of(&old.engine.background()?, &run_of(HELD, false), 64, queued).await?.clean()?;
+        let case = format!("{} rows, {queued} runs queued", plan.rows);
+        in_turns(plan, &old, &case, "few rows, none queued", report).await?;
     }
     Ok(())
 }
 
-async fn measure(
-    plan: &Plan,
-    engine: &Engine,
-    ledger: &DatabaseConnection,
-    case: String,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let ids = oldest(ledger).await?;
-    let target = Target::engine(engine, run_of("mock", false))?;
+async fn in_turns(plan: &Plan, old: &Grown, case: &str, new_case: &str, report: &mut Report) -> anyhow::Result<()> {
     for round in 0..plan.rounds {
-        let (mut figures, seen) = target.measure(CALLERS, plan.length, None).await?;
-        let paths = ids.iter().map(|id| format!("/api/v1/runs/{id}"));
-        latency(engine, paths, ["look_up_p50_ms", "look_up_p99_ms"], &mut figures).await?;
-        let paths = (0..50).map(|_| "/api/v1/runs?limit=100".to_owned());
-        latency(engine, paths, ["list_p50_ms", "list_p99_ms"], &mut figures).await?;
-        figures.set("ledger_bytes", bytes_a_run(ledger).await?);
-        let row = row("growth", case.clone(), engine.mode.as_str(), round, figures, &seen);
-        report.add(row, seen.complaint.as_deref());
+        let new = Grown::start(old.engine.mode, plan).await?;
+        for (grown, case) in [(&new, new_case), (old, case)] {
+            let (figures, seen) = grown.measure(plan).await?;
+            let row = row("growth", case.to_owned(), grown.engine.mode.as_str(), round, figures, &seen);
+            report.add(row, seen.complaint.as_deref());
+        }
     }
     Ok(())
+}
+
+impl Grown {
+    async fn start(mode: Mode, plan: &Plan) -> anyhow::Result<Self> {
+        let engine = Engine::start(mode, &plan.setup).await?;
+        let ledger = servers::connect(&engine.database_url()).await?;
+        load::all_of(&engine.endpoint()?, &run_of("mock", false), CALLERS, FEW).await?.clean()?;
+        super::drain::until_all_ended(&ledger).await?;
+        Ok(Self { engine, ledger })
+    }
+
+    async fn measure(&self, plan: &Plan) -> anyhow::Result<(Figures, Seen)> {
+        let target = Target::engine(&self.engine, run_of("mock", false))?;
+        target.warm_up(CALLERS, plan.length).await?;
+        let (mut figures, seen) = target.measure(CALLERS, plan.length, None).await?;
+        let paths = any_runs(&self.ledger).await?.into_iter().map(|id| format!("/api/v1/runs/{id}"));
+        latency(&self.engine, paths, ["look_up_p50_ms", "look_up_p99_ms"], &mut figures).await?;
+        let paths = (0..50).map(|_| "/api/v1/runs?limit=100".to_owned());
+        latency(&self.engine, paths, ["list_p50_ms", "list_p99_ms"], &mut figures).await?;
+        figures.set("ledger_rows", self.rows().await? as f64);
+        figures.set("ledger_bytes", bytes_a_run(&self.ledger).await?);
+        Ok((figures, seen))
+    }
+
+    async fn rows(&self) -> anyhow::Result<usize> {
+        rows(&self.ledger).await
+    }
+}
+
+async fn rows(ledger: &DatabaseConnection) -> anyhow::Result<usize> {
+    let query = Statement::from_string(ledger.get_database_backend(), "SELECT count(*) AS rows FROM runs");
+    let rows: i64 = ledger.query_one_raw(query).await?.context("one row")?.try_get("", "rows")?;
+    Ok(usize::try_from(rows)?)
 }
 
 /// Asks for each path once, one after the other.
 async fn latency(
     engine: &Engine,
     paths: impl Iterator<Item = String>,
-    [p50, p99]: [&'static str; 2],
+    names: [&'static str; 2],
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let mut caller = Caller::connect(engine.endpoint()?).await?;
@@ -81,15 +107,17 @@ async fn latency(
         anyhow::ensure!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&answer));
         seen.took(start.elapsed());
     }
-    let [half, most] = seen.percentiles([500, 990]);
-    figures.set(p50, half);
-    figures.set(p99, most);
+    figures.set_half_and_most(&seen, names);
     Ok(())
 }
 
-async fn oldest(ledger: &DatabaseConnection) -> anyhow::Result<Vec<Uuid>> {
-    let text = format!("SELECT id FROM runs ORDER BY id LIMIT {LOOKED_UP}");
-    let rows = ledger.query_all_raw(Statement::from_string(ledger.get_database_backend(), text)).await?;
+/// Runs from all over the ledger.
+async fn any_runs(ledger: &DatabaseConnection) -> anyhow::Result<Vec<Uuid>> {
+    ids(ledger, &format!("SELECT id FROM runs ORDER BY random() LIMIT {LOOKED_UP}")).await
+}
+
+async fn ids(ledger: &DatabaseConnection, query: &str) -> anyhow::Result<Vec<Uuid>> {
+    let rows = ledger.query_all_raw(Statement::from_string(ledger.get_database_backend(), query)).await?;
     Ok(rows.iter().map(|row| row.try_get("", "id")).collect::<Result<_, _>>()?)
 }
 
@@ -110,11 +138,12 @@ async fn bytes_a_run(ledger: &DatabaseConnection) -> anyhow::Result<f64> {
 }
 
 /// Fills the ledger up to so many runs with copies of its first one and of its attempt, under ids of the time before it: older runs are what
-/// a ledger is full of. How many there are then.
-async fn insert(ledger: &DatabaseConnection, rows: usize) -> anyhow::Result<usize> {
+/// a ledger is full of.
+async fn insert(ledger: &DatabaseConnection, wanted: usize) -> anyhow::Result<()> {
     let backend = ledger.get_database_backend();
-    let first = oldest(ledger).await?.first().copied().context("a run to copy")?;
-    let more = rows.saturating_sub(FEW);
+    let first =
+        ids(ledger, "SELECT id FROM runs ORDER BY id LIMIT 1").await?.first().copied().context("a run to copy")?;
+    let more = wanted.saturating_sub(rows(ledger).await?);
     // A UUID of version 7 begins with its milliseconds (RFC 9562, section 5.7).
     let (id, numbers, literal) = match backend {
         DbBackend::Postgres => (
@@ -148,7 +177,7 @@ async fn insert(ledger: &DatabaseConnection, rows: usize) -> anyhow::Result<usiz
     let flush = if backend == DbBackend::Postgres { "CHECKPOINT" } else { "PRAGMA wal_checkpoint(TRUNCATE)" };
     ledger.execute_unprepared(flush).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    Ok(FEW + more)
+    Ok(())
 }
 
 async fn columns(ledger: &DatabaseConnection, table: &str) -> anyhow::Result<Vec<String>> {

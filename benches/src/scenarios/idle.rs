@@ -10,16 +10,14 @@ use tokio::time::sleep;
 use super::{Plan, row};
 use crate::{
     caller::Caller,
-    engine::run_of,
-    load::Seen,
+    engine::{PACED, run_of},
+    load::{Seen, is_whole},
     report::Report,
     target::{Subject, Target},
 };
 
 /// Long enough for every loop of an idle engine to have gone to sleep.
 const PAUSE: Duration = Duration::from_millis(25);
-/// A stream whose pieces come one by one, as our mock provider names it.
-const SLOW_STREAM: &str = "mock-chunks-20-every-5";
 /// How text begins on our streams, and on the provider's.
 const TEXT: &[u8] = b"event: run.output_text.delta";
 const PROVIDER_TEXT: &[u8] = b"{\"content\":";
@@ -31,7 +29,7 @@ pub async fn idle(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
         targets.push(Target::engine(engine, run_of("mock", false))?);
     }
     for target in &targets {
-        target.measure(4, plan.length.min(Duration::from_secs(1)), None).await?;
+        target.warm_up(4, plan.length).await?;
     }
     for round in 0..plan.rounds {
         let mut direct = None;
@@ -40,18 +38,16 @@ pub async fn idle(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             let work = async || paused_calls(plan, target, &mut until_provider).await;
             let (mut figures, seen) = target.measured(work, direct.as_ref()).await?;
             figures.remove("per_second");
-            let [p50, p99] = until_provider.percentiles([500, 990]);
-            figures.set("until_provider_p50_ms", p50);
-            figures.set("until_provider_p99_ms", p99);
+            figures.set_half_and_most(&until_provider, ["until_provider_p50_ms", "until_provider_p99_ms"]);
             report.add(
                 row("idle", "whole answer".to_owned(), target.name(), round, figures.clone(), &seen),
                 seen.complaint.as_deref(),
             );
             direct.get_or_insert(figures);
         }
-        let mut targets = vec![Target::provider(plan.provider(), SLOW_STREAM, true)?];
+        let mut targets = vec![Target::provider(plan.provider(), PACED, true)?];
         for engine in &engines {
-            targets.push(Target::engine(engine, run_of(SLOW_STREAM, true))?);
+            targets.push(Target::engine(engine, run_of(PACED, true))?);
         }
         let mut direct = None;
         for target in &targets {
@@ -59,9 +55,7 @@ pub async fn idle(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
             let work = async || streamed_calls(plan, target, &mut first_text).await;
             let (mut figures, seen) = target.measured(work, direct.as_ref()).await?;
             figures.remove("per_second");
-            let [p50, p99] = first_text.percentiles([500, 990]);
-            figures.set("first_text_p50_ms", p50);
-            figures.set("first_text_p99_ms", p99);
+            figures.set_half_and_most(&first_text, ["first_text_p50_ms", "first_text_p99_ms"]);
             report.add(
                 row("idle", "stream, first piece after 5 ms".to_owned(), target.name(), round, figures.clone(), &seen),
                 seen.complaint.as_deref(),
@@ -111,7 +105,7 @@ async fn streamed_calls(plan: &Plan, target: &Target<'_>, first_text: &mut Seen)
             }
         }
         match first {
-            Some(first) if read.ends_with(b"data: [DONE]\n\n") => {
+            Some(first) if is_whole(&read) => {
                 first_text.took(first);
                 seen.took(start.elapsed());
             }

@@ -1,8 +1,8 @@
 //! What an open WebSocket costs that nobody uses, and what a run costs among many of them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -18,39 +18,59 @@ use crate::{
 };
 
 /// These bring what is kept once, whatever comes: threads, caches, connections to stores.
-const FIRST: usize = 100;
+pub const FIRST: usize = 100;
+/// Until what was begun is done.
+const CALM: Duration = Duration::from_secs(1);
 
 pub async fn sockets(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     for round in 0..plan.rounds {
         for &mode in &plan.modes {
             let engine = Engine::start(mode, &plan.setup).await?;
-            let target = Target::engine(&engine, run_of("mock", false))?;
-            target.measure(16, plan.length.min(Duration::from_secs(1)), None).await?;
-            let (figures, seen) = target.measure(1, plan.length, None).await?;
-            report.add(
-                row("sockets", "none".to_owned(), mode.as_str(), round, figures, &seen),
-                seen.complaint.as_deref(),
-            );
+            // Before any load: what that left to the allocator would be filled first.
             let front_door = [engine.front_door.id()];
             let mut sockets = Vec::with_capacity(plan.sockets);
             let mut before = 0.0;
             while sockets.len() < plan.sockets {
                 if sockets.len() == FIRST {
+                    sleep(CALM).await;
                     before = process::memory(&front_door);
                 }
                 let opened = open(engine.address(), engine.key()).await;
                 sockets.push(opened.with_context(|| format!("socket {} (see `ulimit -n`)", sockets.len() + 1))?);
             }
-            sleep(Duration::from_secs(1)).await;
-            let grown = process::memory(&front_door) - before;
+            sleep(CALM).await;
+            let each = (process::memory(&front_door) - before) / (plan.sockets - FIRST) as f64;
+            let target = Target::engine(&engine, run_of("mock", false))?;
+            target.warm_up(1, plan.length).await?;
             let (mut figures, seen) = target.measure(1, plan.length, None).await?;
-            let further = plan.sockets.saturating_sub(FIRST).max(1);
-            figures.set("bytes_each", grown / further as f64);
+            figures.set("bytes_each", each);
             let case = format!("{} open", sockets.len());
             report.add(row("sockets", case, mode.as_str(), round, figures, &seen), seen.complaint.as_deref());
+            let closed = sockets.iter().filter(|socket| !is_open(socket)).count();
+            ensure!(
+                closed == 0,
+                "{closed} sockets were closed meanwhile: they answer no pings, so it must not take minutes"
+            );
+            drop(sockets);
+            sleep(CALM).await;
+            let (figures, seen) = target.measure(1, plan.length, None).await?;
+            let row = row("sockets", "none".to_owned(), mode.as_str(), round, figures, &seen);
+            report.add(row, seen.complaint.as_deref());
         }
     }
     Ok(())
+}
+
+/// Whatever came over the socket is read: its end would come after that.
+fn is_open(socket: &TcpStream) -> bool {
+    let mut bytes = [0; 256];
+    loop {
+        match socket.try_read(&mut bytes) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == ErrorKind::WouldBlock,
+        }
+    }
 }
 
 /// A handshake (RFC 6455, section 4.1) by hand: the least that a client can have is the connection.

@@ -77,7 +77,7 @@ async fn measure(
     if flooded {
         let mut figures = crate::report::Figures::default();
         figures.set("per_second", heavy.per_second());
-        figures.set_latency(heavy.percentiles([500, 950, 990]), None);
+        figures.set_latency(&heavy, None);
         let row = row("tenants", "heavy".to_owned(), engine.mode.as_str(), round, figures, &heavy);
         report.add(row, heavy.complaint.as_deref());
     }

@@ -52,19 +52,12 @@ pub struct SqlCounts {
     pub statements: f64,
     /// Transactions that wrote something: each has taken one transaction id.
     pub transactions: f64,
-    /// Rows that statements inserted, changed or deleted.
-    pub rows_written: f64,
-    /// Rows that queries answered with.
-    pub rows_read: f64,
     /// Bytes of the write-ahead log.
     pub wal_bytes: f64,
 }
 
 const COUNTS: &str = "SELECT \
     (SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements) AS statements, \
-    (SELECT coalesce(sum(rows), 0)::float8 FROM pg_stat_statements \
-        WHERE query ~* '^\\s*(with .*\\) *)?(insert|update|delete) ') AS written, \
-    (SELECT coalesce(sum(rows), 0)::float8 FROM pg_stat_statements WHERE query ~* '^\\s*select') AS read, \
     pg_snapshot_xmax(pg_current_snapshot())::text::float8 AS transactions, \
     pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8 AS wal";
 
@@ -115,13 +108,11 @@ impl Postgres {
         Ok(SqlCounts {
             statements: row.try_get("", "statements")?,
             transactions: row.try_get("", "transactions")?,
-            rows_written: row.try_get("", "written")?,
-            rows_read: row.try_get("", "read")?,
             wal_bytes: row.try_get("", "wal")?,
         })
     }
 
-    /// Calls and rows of each statement.
+    /// Calls and rows of each statement; of one that changes several tables, the rows of the last.
     pub async fn statements(&self) -> anyhow::Result<BTreeMap<String, (f64, f64)>> {
         let text = "SELECT sum(calls)::float8 AS calls, sum(rows)::float8 AS rows, query FROM pg_stat_statements GROUP BY query";
         let rows = self.statistics.query_all_raw(Statement::from_string(DbBackend::Postgres, text)).await?;
