@@ -9,7 +9,7 @@
 //! Écris un courriel de bienvenue à {{ nom_utilisateur }} pour {{ nom_service }}.
 //! """
 //! note = "Plus court"                       # optional: what changed
-//! repeat_streamed = false                   # optional: may a broken stream be called, and billed, again
+//! repeat_streamed = false                   # optional: may a stream whose worker went away be called, and billed, again
 //! cache_ttl_ms = 600000                     # optional: how long a result stands for runs that would be the same call
 //!
 //! [parameters]                              # optional, each of them

@@ -52,6 +52,7 @@ macro_rules! suite {
                 a_heartbeat_keeps_the_lease_and_the_slot
                 a_retry_waits_and_goes_to_its_target
                 a_retry_at_once_is_ready_at_once
+                a_retry_goes_before_the_account_s_later_runs
                 calls_that_a_provider_limited_are_counted_apart
                 a_run_that_is_handed_back_is_uncounted_and_goes_first
                 an_old_fence_releases_nothing

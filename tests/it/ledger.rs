@@ -515,18 +515,18 @@ async fn unfinished_runs_come_in_pages_with_their_jobs_and_attempts(site: Site) 
 
 async fn an_unreadable_job_is_left_out(site: Site) {
     let (ledger, db) = site.ledger().await;
-    let mut jobs: Vec<Job> = (0..4).map(|_| job()).collect();
+    let mut jobs: Vec<Job> = (0..5).map(|_| job()).collect();
     jobs.sort_unstable_by_key(|job| job.id);
     jobs[0].v = WIRE_VERSION + 1;
     for job in &jobs {
         ledger.insert(Arc::new(job.clone())).await.unwrap();
     }
-    let damage = Statement::from_sql_and_values(
-        db.get_database_backend(),
-        "UPDATE runs SET job = $1 WHERE id = $2",
-        ["garbage".into(), jobs[2].id.0.into()],
-    );
-    db.execute_raw(damage).await.unwrap();
+    let newer = jobs[4].to_text().replacen('{', r#"{"a_field_of_a_later_version":1,"#, 1);
+    for (job, text) in [(&jobs[2], "garbage"), (&jobs[4], &newer)] {
+        let update = "UPDATE runs SET job = $1 WHERE id = $2";
+        let values = [text.into(), job.id.0.into()];
+        db.execute_raw(Statement::from_sql_and_values(db.get_database_backend(), update, values)).await.unwrap();
+    }
     let asked: Vec<RunId> = jobs.iter().map(|job| job.id).collect();
     assert_eq!(ledger.unfinished_ids(None, 10).await.unwrap(), asked, "its row is unfinished all the same");
     let found = ledger.unfinished(&asked).await.unwrap();

@@ -4,6 +4,7 @@ mod cached;
 mod ending;
 mod events;
 mod fed;
+mod handover;
 mod inbox;
 mod list;
 mod rows;
@@ -237,10 +238,8 @@ impl Engine {
                     }
                     _ => fail::around("insert", inner.ledger.insert(job)).await.inspect_err(|_| self.abandon(run))?,
                 }
-                // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.
-                if let Err(error) = fail::around("enqueue", inner.queue.enqueue(submission, None)).await {
-                    tracing::warn!(%run, %error, "an accepted run waits for the queue to come back");
-                }
+                // The row is committed: from here on the run is accepted.
+                self.hand_over(submission).await;
                 fail::point("accepted").await;
                 rates
             }

@@ -144,6 +144,7 @@ impl FromStr for RunState {
 
 /// One run to execute: what to call, for whom, and until when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Job {
     pub v: u8,
     pub id: RunId,
@@ -166,7 +167,7 @@ pub struct Job {
     pub keep_content: bool,
     /// How many tokens the call may use, as reserved against the provider's tokens per minute.
     pub tokens: u64,
-    /// A call that was cut off after output was streamed may be made again (and billed again).
+    /// A call whose worker went away after output was streamed may be made again (and billed again).
     #[serde(default)]
     pub repeat_streamed: bool,
     /// Who is told of the end: a URL that was checked when the run was accepted.
@@ -186,6 +187,7 @@ impl Job {
 
 /// One model at one provider.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Target {
     /// The model's name in prompts and replies.
     pub model: String,
@@ -198,6 +200,7 @@ pub struct Target {
 
 /// What a model costs, in nano-dollars (10⁻⁹ USD) for a million tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Price {
     pub input: u64,
     pub output: u64,
@@ -214,6 +217,7 @@ impl Price {
 
 /// What the model is asked: rendered text and parameters, the same for every target.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelRequest {
     #[serde(default)]
     pub system: Option<String>,

@@ -124,6 +124,24 @@ pub async fn a_retry_at_once_is_ready_at_once<S: Store>() {
     assert_eq!(bench.take().await.attempt, 2);
 }
 
+pub async fn a_retry_goes_before_the_account_s_later_runs<S: Store>() {
+    let bench = S::open(LONG).await;
+    let jobs = bench.flood(&run(), 3).await;
+    for after in [Duration::ZERO, Duration::from_millis(20)] {
+        let claim = bench.claim(1).await.remove(0);
+        assert_eq!(claim.job.id, jobs[0].id);
+        assert_eq!(bench.retry(&claim, after).await, Held::Done);
+        super::bench::eventually("the retry is in line", async || {
+            // Whoever claims puts it there, whatever is claimed.
+            bench.claim_in(1, &[unlimited("nobody's")]).await;
+            let ready: u64 = bench.queue.stats().await.unwrap().lanes.iter().map(|lane| lane.ready).sum();
+            (ready == 3).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(ids(&bench.claim(3).await), [jobs[0].id, jobs[1].id, jobs[2].id]);
+}
+
 pub async fn calls_that_a_provider_limited_are_counted_apart<S: Store>() {
     let bench = S::open(SHORT).await;
     bench.flood(&Spec { scopes: vec![OPEN, "fallback"], ..run() }, 1).await;

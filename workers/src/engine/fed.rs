@@ -31,18 +31,15 @@ impl Engine {
             max_depth: inner.settings.max_depth.div_ceil(2),
             max_bytes: inner.settings.max_bytes.div_ceil(2),
         };
-        let (run, job) = (job.id, Arc::new(job));
+        let job = Arc::new(job);
         if let Some(result) = self.look_up(&job).await {
             self.answer(job, result, admission.rules, Promise::Committed).await?;
             return Ok(());
         }
         admitted(inner.queue.admit(&job, &admission).await?)?;
         fail::around("insert", inner.ledger.insert(job.clone())).await?;
-        // The row is committed: from here on the run is accepted, and the reconciler enqueues what this cannot.
-        let submission = Submission { job, reply_to: None };
-        if let Err(error) = fail::around("enqueue", inner.queue.enqueue(submission, None)).await {
-            tracing::warn!(%run, %error, "an accepted run waits for the queue to come back");
-        }
+        // The row is committed: from here on the run is accepted.
+        self.hand_over(Submission { job, reply_to: None }).await;
         Ok(())
     }
 

@@ -128,6 +128,22 @@ async fn a_run_gets_its_row_unless_it_ends_soon() {
 }
 
 #[tokio::test]
+async fn an_accepted_run_comes_into_a_queue_that_did_not_take_it_at_once() {
+    let rig = Rig::new().await;
+    rig.queue.fail(&[Step::Enqueue], Loss::Question);
+    rig.engine.leave(job(), Vec::new(), Promise::Committed).await.unwrap();
+    rig.engine.feed(job(), Vec::new()).await.unwrap();
+    assert_eq!(rig.claimable().await, 0);
+    rig.queue.heal();
+    let mut claimed = 0;
+    eventually("both runs", async || {
+        claimed += rig.claimable().await;
+        (claimed == 2).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_reader_that_comes_back_late_misses_nothing() {
     let rig = Rig::new().await;
     let job = Job { stream: true, ..job() };

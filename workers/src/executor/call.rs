@@ -112,7 +112,8 @@ async fn call(shared: &Shared, claim: &Claim, stop: &Stop) -> Done {
     if let (Some(writer), Ok(Err(_))) = (&mut writer, &answer) {
         writer.finish().await;
     }
-    // What was streamed to a caller cannot be taken back, and calling again bills twice: only on request.
+    // What was streamed to a caller cannot be taken back, and calling again bills twice. That a worker goes away is no reason for it, unless the prompt says so; that the
+    // provider failed is one, and the caller is told.
     let has_written = log.zip(writer.as_ref()).is_some_and(|(log, writer)| writer.has_written(log));
     let streamed = has_written && !claim.job.repeat_streamed;
     match answer {

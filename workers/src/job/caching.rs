@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a run shares with those that would be the same call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Caching {
     /// Names everything that the call depends on, and the account. Two runs with the same digest may have the same result. It is part of keys:
     /// letters and digits only.

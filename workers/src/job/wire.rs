@@ -4,7 +4,8 @@
 //! and written and read in a quarter of the time. So a field has its place. None is left out; a new one comes last, with a default, and those
 //! who do not know it yet leave the run to those who do. Whatever else changes is another [`WIRE_VERSION`], the first element.
 //!
-//! The ledger keeps JSON: rows are read by people, and by later versions.
+//! The ledger keeps JSON: rows are read by people, and by later versions. An earlier one leaves a run alone whose job has a field that it does not know, as it
+//! does in the queue: it would put the run back without that.
 
 use serde::{Serialize, de::DeserializeOwned};
 

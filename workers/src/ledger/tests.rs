@@ -1,6 +1,8 @@
 //! A ledger for unit tests: SQLite in memory, that can be taken away and brought back.
 
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, Schema};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DatabaseTransaction, Schema, TransactionTrait,
+};
 
 use super::{Ledger, attempts, idempotency, runs};
 
@@ -31,6 +33,11 @@ impl MemoryLedger {
     pub async fn come_back(&self) {
         self.execute("ALTER TABLE away_runs RENAME TO runs").await;
         self.execute("ALTER TABLE away_attempts RENAME TO attempts").await;
+    }
+
+    /// For as long as this is kept, the database answers nobody.
+    pub async fn keep_waiting(&self) -> DatabaseTransaction {
+        self.db.begin().await.unwrap()
     }
 
     /// From now on the database refuses the ending of this model's runs for what is in it.

@@ -66,10 +66,7 @@ mod wake;
 mod wire;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -126,8 +123,8 @@ pub struct RedisQueue {
     warnings: Vec<String>,
     waiters: Waiters,
     clock: Arc<Clock>,
-    /// Whether this process has seen the queue's memory. If it is gone then, it was lost.
-    knew: AtomicBool,
+    /// The memory of the queue that this process has seen. If it is gone then, or another one, it was lost.
+    known: Mutex<Option<Epoch>>,
 }
 
 impl RedisQueue {
@@ -137,8 +134,8 @@ impl RedisQueue {
         let tag = format!("{{q:{}}}", settings.pool);
         let (waiters, clock) = (Waiters::new(tag.clone()), Arc::new(Clock::new(time)));
         let (steps, lease) = (Steps::new(&connections, &tag, LEASE), LEASE);
-        let (depth, knew) = (Depth::default(), AtomicBool::new(false));
-        let mut queue = Self { connections, tag, lease, steps, depth, warnings, waiters, clock, knew };
+        let (depth, known) = (Depth::default(), Mutex::default());
+        let mut queue = Self { connections, tag, lease, steps, depth, warnings, waiters, clock, known };
         // The first step loads the library, if it is not there. Why it cannot is better told now than guessed from what fails later.
         if let Err(Unreachable(cause)) = queue.stats().await {
             queue.warnings.push(format!(
@@ -170,6 +167,16 @@ impl RedisQueue {
 
     fn key(&self, name: &str) -> String {
         format!("{}:{name}", self.tag)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Epoch>> {
+        // Nothing panics while it holds the lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As the steps are told of it: empty when there is none.
+    fn known_epoch(&self) -> String {
+        self.known().map(|epoch| epoch.0.to_string()).unwrap_or_default()
     }
 
     async fn give_back(
@@ -317,11 +324,10 @@ impl Queue for RedisQueue {
     }
 
     async fn was_reset(&self) -> Result<Option<Epoch>, Unreachable> {
-        let knew = u8::from(self.knew.load(Ordering::Relaxed));
-        let step = self.step(scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(knew).arg(millis(self.lease));
-        let epoch: Option<Vec<u8>> = self.run(step).await?;
-        self.knew.store(true, Ordering::Relaxed);
-        epoch.map(|epoch| wire::parse(&epoch).map(Epoch)).transpose()
+        let step = self.step(scripts::WAS_RESET).arg(Uuid::now_v7().to_string()).arg(self.known_epoch());
+        let (epoch, unrestored): (Vec<u8>, Option<Vec<u8>>) = self.run(step.arg(millis(self.lease))).await?;
+        *self.known() = Some(wire::parse(&epoch).map(Epoch)?);
+        unrestored.map(|epoch| wire::parse(&epoch).map(Epoch)).transpose()
     }
 
     async fn restored(&self, epoch: Epoch) -> Result<(), Unreachable> {

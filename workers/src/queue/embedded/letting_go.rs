@@ -41,7 +41,7 @@ impl State {
                 run.limited += i32::from(limited);
                 run.target = target.min(run.job.targets.len().saturating_sub(1));
                 if after.is_zero() {
-                    self.waiting.enter(run, now.at, End::Back);
+                    self.waiting.enter(run, now.at, End::Front);
                 } else {
                     self.waiting.delay(run, far(now.at, after));
                 }

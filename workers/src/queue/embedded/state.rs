@@ -91,7 +91,8 @@ impl State {
             && let Some(run) = self.runs.get_mut(&id)
         {
             self.waiting.remove(run);
-            self.waiting.enter(run, due, End::Back);
+            // The account's other runs came after it.
+            self.waiting.enter(run, due, End::Front);
             self.changes += 1;
         }
     }

@@ -1,6 +1,6 @@
 //! Claiming in batches, and reading what the scripts hand out.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use super::{
     CLAIM_BATCH, RedisQueue, millis, scripts,
@@ -26,7 +26,7 @@ impl RedisQueue {
             let batch = (free - claimed.claims.len()).min(CLAIM_BATCH);
             let mut step = self.step(scripts::CLAIM).arg(worker.to_string()).arg(batch).arg(millis(self.lease));
             let (registered, waits) = self.waiters.is_registered(worker, scopes);
-            step = step.arg(u8::from(self.knew.load(Ordering::Relaxed))).arg(u8::from(registered)).arg(u8::from(waits));
+            step = step.arg(self.known_epoch()).arg(u8::from(registered)).arg(u8::from(waits));
             for limits in scopes {
                 step = wire::limits(step, limits, &claimed.claims);
             }

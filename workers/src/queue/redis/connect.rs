@@ -1,6 +1,6 @@
 //! Connections: shared ones for commands, and connections of their own for reads that block.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use deadpool_redis::{Pool, Runtime, Timeouts};
 use redis::{
@@ -68,15 +68,17 @@ impl Connections {
             let mut connection = connections.dedicated().await?;
             let time = connections.time(&mut connection).await?;
             let info = query(&mut connection, redis::cmd("INFO")).await;
-            let policy = query(&mut connection, redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").clone()).await;
-            Ok((time, info, policy))
+            let mut settings = redis::cmd("CONFIG");
+            settings.arg("GET").arg("maxmemory-policy").arg("appendonly").arg("save");
+            let settings = query(&mut connection, settings).await;
+            Ok((time, info, settings))
         });
-        let (time, info, policy): (_, Result<InfoDict, _>, Result<Vec<String>, _>) = match opened.await {
+        let (time, info, settings): (_, Result<InfoDict, _>, Result<HashMap<String, String>, _>) = match opened.await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => return Err(refusal(error, address)),
             Err(late) => return Err(unreachable(Box::new(late))),
         };
-        let warnings = check(info, policy, address)?;
+        let warnings = check(info, settings, address)?;
         Ok((connections, time, warnings))
     }
 
@@ -157,7 +159,7 @@ fn refusal(error: RedisError, address: String) -> ConnectError {
 /// Judges what Redis says about itself. A user that may not ask is not an error: it may be allowed all that the queue needs.
 fn check(
     info: Result<InfoDict, RedisError>,
-    policy: Result<Vec<String>, RedisError>,
+    settings: Result<HashMap<String, String>, RedisError>,
     address: String,
 ) -> Result<Vec<String>, ConnectError> {
     let mut warnings = Vec::new();
@@ -181,8 +183,16 @@ fn check(
             return Err(ConnectError::TooOld { address, version });
         }
     }
-    let policy = policy.ok().and_then(|pair| pair.into_iter().nth(1)).or_else(|| said("maxmemory_policy"));
-    match policy.as_deref() {
+    let settings = settings.unwrap_or_default();
+    let setting = |name: &str| settings.get(name).map(String::as_str);
+    if setting("appendonly") == Some("no") && setting("save").is_some_and(|save| !save.is_empty()) {
+        warnings.push(
+            "Redis keeps snapshots and no log (appendonly no): one that comes back with an old snapshot has runs called again that have ended since; set \
+             appendonly yes"
+                .to_owned(),
+        );
+    }
+    match setting("maxmemory-policy").map(str::to_owned).or_else(|| said("maxmemory_policy")).as_deref() {
         Some("noeviction") => {}
         Some(other) => warnings.push(format!(
             "Redis has maxmemory-policy {other}, so it may drop queued runs when its memory is full; set maxmemory-policy noeviction"
@@ -200,7 +210,18 @@ mod tests {
     use super::*;
 
     fn judge(info: &str) -> Result<Vec<String>, ConnectError> {
-        check(Ok(InfoDict::new(info)), Ok(vec![]), "host:6379".into())
+        check(Ok(InfoDict::new(info)), Ok(HashMap::new()), "host:6379".into())
+    }
+
+    #[test]
+    fn snapshots_without_a_log_are_warned_of() {
+        for (appendonly, save, warned) in [("no", "3600 1", true), ("no", "", false), ("yes", "3600 1", false)] {
+            let settings = [("maxmemory-policy", "noeviction"), ("appendonly", appendonly), ("save", save)];
+            let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            let warnings =
+                check(Ok(InfoDict::new("redis_version:7.0.15\r\n")), Ok(settings), "host:6379".into()).unwrap();
+            assert_eq!(!warnings.is_empty(), warned, "{appendonly} {save:?}: {warnings:?}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ if upcoming <= now then
 end
 
 -- What was forgotten may still be in a call (for as long as a lease), and its requests and tokens count for a minute.
-forgot = note_loss(ARGV[4] == '1', forgot, epoch)
+forgot = note_loss(ARGV[4], forgot, epoch)
 
 local offers = {}
 for i, scope in ipairs(unlimited) do offers[i] = key('offers', scope.name) end

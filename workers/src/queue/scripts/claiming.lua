@@ -1,4 +1,4 @@
--- ARGV: worker, how many runs at most, lease, '1' when this process knew an earlier memory, '1' when an earlier claim has just registered the
+-- ARGV: worker, how many runs at most, lease, the epoch that this process knew (empty: none), '1' when an earlier claim has just registered the
 -- worker as idle, '1' when the worker waits for runs after this, so that some may be offered to it, then of every scope its
 -- name, concurrency, requests a minute, tokens a minute and calls that may leave at once (empty: no limit), and how long until one more may leave than those.
 -- Answers {how long until a run that was held back could go, or -1, {claims…}}; 0 when there is more to hand out at once.

@@ -26,6 +26,8 @@ local function release()
     note(id, run.followers, 'r')
     run.log = '1'
   end
+  -- A run that somebody wants to end is not made to wait.
+  local waits = after > 0 and not run.cancel
   local since = now
   if uncounted then
     local attempts = math.max((tonumber(run.attempts) or 1) - 1, 0)
@@ -36,14 +38,15 @@ local function release()
     local own = not has(held, 'o') and tonumber(call('ZSCORE', key('virtual', run.lane), run.account))
     if own then
       call('ZADD', key('virtual', run.lane), own - math.max(tonumber(run.tokens), 1), run.account)
-      call('ZREM', key('turns', run.lane, run.scope), run.account)
+      -- It is given out anew with the run. The account's other runs keep theirs while this one waits.
+      if not waits then call('ZREM', key('turns', run.lane, run.scope), run.account) end
     end
   end
   if target ~= '' then run.target, run.scope = target, scope_of(run.scopes, tonumber(target)) or run.scope end
 
-  -- A run that somebody wants to end is not made to wait: whoever comes first, a claim or the reaper, is told to end it.
+  -- Whoever comes first to a run that is to end, a claim or the reaper, is told to end it.
   begin_wait(id, run.cancel and now or run.deadline, call('STRLEN', key('job', id)))
-  if after > 0 and not run.cancel then
+  if waits then
     run.state = 'delayed'
     call('ZADD', key('delay'), now + after, id)
   else

@@ -79,6 +79,27 @@ async fn what_was_forgotten_counts_against_the_limits() {
 }
 
 #[tokio::test]
+async fn what_was_forgotten_counts_also_when_a_new_process_comes_first() {
+    let server = Server::start().await;
+    let (old, new) = (server.queue().await, server.queue().await);
+    let (worker, job) = (WorkerId::new(), job());
+    let limited = [ScopeLimits { requests_per_minute: Some(1), ..scopes().remove(0) }];
+    old.was_reset().await.unwrap();
+    old.put(&job).await;
+    assert_eq!(old.claim(worker, 1, &limited).await.unwrap().claims.len(), 1);
+    server.command::<()>(&["FLUSHALL"]).await;
+    assert!(new.was_reset().await.unwrap().is_some(), "to the new one, the memory is new");
+    new.put(&job).await;
+    let claimed = old.claim(worker, 1, &limited).await.unwrap();
+    assert!(
+        claimed.claims.is_empty() && claimed.next.is_some_and(|next| next > Duration::from_secs(55)),
+        "{claimed:?}"
+    );
+    // The one who has heard of the loss tells all others of it.
+    assert!(new.claim(worker, 1, &limited).await.unwrap().claims.is_empty());
+}
+
+#[tokio::test]
 async fn a_finished_run_that_redis_forgot_leaves_a_tombstone() {
     let server = Server::start().await;
     let queue = server.queue().await;

@@ -245,6 +245,23 @@ async fn a_run_of_another_version_is_left_to_others_and_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn runs_behind_one_of_another_version_keep_their_turn() {
+    let server = Server::start().await;
+    let queue = server.queue().await;
+    let worker = WorkerId::new();
+    let foreign = Job { v: WIRE_VERSION + 1, ..job() };
+    let behind = [(); 2].map(|()| Job { account: foreign.account, ..job() });
+    for job in [&foreign, &behind[0], &behind[1]] {
+        queue.put(job).await;
+    }
+    // That was the first one, and is put back for others.
+    assert_eq!(queue.claim_one(worker).await.job.id, behind[0].id);
+    // It never comes back to give the last one its turn.
+    queue.cancel(foreign.id, Outcome::Cancelled).await.unwrap();
+    assert_eq!(queue.claim_one(worker).await.job.id, behind[1].id);
+}
+
+#[tokio::test]
 async fn large_jobs_come_in_several_answers_and_all_of_them() {
     let server = Server::start().await;
     let queue = server.queue().await;
