@@ -1,7 +1,8 @@
-//! What a run costs the stores, counted. No clock decides here: a command more in every run shows on any machine.
+//! What a run costs the stores, counted: a command more in every run shows on any machine.
 //!
-//! One caller sends runs one after the other, so that nothing is shared between them: under load, batches make a run cheaper. What the
-//! processes do anyway is counted over as long a stretch without runs, and taken off.
+//! One caller sends runs one after the other, so that little is shared between them: under load, batches make a run cheaper. Endings linger for each other all
+//! the same, and on a fast machine more of them meet: the bounds hold where none do. What the processes do anyway is
+//! counted over as long a stretch without runs, and taken off.
 
 use std::time::Instant;
 
@@ -160,7 +161,7 @@ fn greeting(more: Value) -> Value {
     body
 }
 
-/// The bounds are what was measured and a little more. Whoever makes a run cheaper lowers them; whoever must raise them says why.
+/// The bounds are what was measured on a machine on which no endings meet, and a little more. Whoever makes a run cheaper lowers them; whoever must raise them says why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_costs_the_stores_no_more_than_it_did() {
     let scene = Scene::start().await;

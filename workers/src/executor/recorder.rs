@@ -27,7 +27,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 const BATCH: usize = 256;
 /// The least time from the beginning of one batch to that of the next. Each costs a transaction and a step of the queue, however little is in it, and
 /// takes the processor from runs that somebody waits for. Hardly anybody waits for this: an ending that is stashed is told, and shown.
-const BREATH: Duration = Duration::from_millis(25);
+const LINGER: Duration = Duration::from_millis(25);
 
 pub struct Recorder {
     shared: Arc<Shared>,
@@ -37,7 +37,7 @@ pub struct Recorder {
     /// When the next batch may begin.
     not_before: Instant,
     /// It is waited for.
-    breathing: bool,
+    lingering: bool,
     /// A result among those that are pending is shared.
     is_shared: bool,
     idle: Vec<tokio::sync::oneshot::Sender<()>>,
@@ -53,7 +53,7 @@ impl Recorder {
             pending: Vec::new(),
             flushing: false,
             not_before: Instant::now(),
-            breathing: false,
+            lingering: false,
             is_shared: false,
             idle: Vec::new(),
             _on_duty: on_duty,
@@ -79,17 +79,17 @@ impl Recorder {
             return;
         }
         let now = Instant::now();
-        let breath = self.not_before.saturating_duration_since(now);
-        if !breath.is_zero() && !self.is_due() {
-            if !mem::replace(&mut self.breathing, true) {
-                ctx.run_later(breath, |act, ctx| {
-                    act.breathing = false;
+        let linger = self.not_before.saturating_duration_since(now);
+        if !linger.is_zero() && !self.is_due() {
+            if !mem::replace(&mut self.lingering, true) {
+                ctx.run_later(linger, |act, ctx| {
+                    act.lingering = false;
                     act.flush(ctx);
                 });
             }
             return;
         }
-        self.not_before = now + BREATH;
+        self.not_before = now + LINGER;
         self.flushing = true;
         let rest = self.pending.split_off(self.pending.len().min(BATCH));
         let batch = mem::replace(&mut self.pending, rest);
