@@ -1,6 +1,6 @@
 //! `demo`: the whole product in one process, with the example of the published contract, and no key to anything.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -32,6 +32,8 @@ const EXAMPLE: &str = r#"{
     }
   }"#;
 const ACCOUNT: &str = "demo";
+/// Where the API is served unless somebody says otherwise.
+const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
 /// Seeds a throw-away database, serves, runs the example over HTTP and shows what came back; then serves on, or ends with `once`.
 pub async fn run(mut config: Config, once: bool, output: Output) -> Result<(), CliError> {
@@ -43,7 +45,7 @@ pub async fn run(mut config: Config, once: bool, output: Output) -> Result<(), C
     config.database.url = Secret::new(format!("sqlite://{}?mode=rwc", file.display()));
     config.redis = None;
     config.server.metrics_listen = None;
-    config.server.listen = free_address(config.server.listen).await;
+    config.server.listen = address(config.server.listen).await;
 
     let key = seed(&config).await?;
     let mut signals = Signals::install()?;
@@ -59,12 +61,13 @@ pub async fn run(mut config: Config, once: bool, output: Output) -> Result<(), C
     serve::stop(node, &mut signals).await
 }
 
-/// The configured address, or any free port beside it: a demo has no reason to fail on a port.
-async fn free_address(wanted: SocketAddr) -> SocketAddr {
-    match TcpListener::bind(wanted).await {
-        Ok(_) => wanted,
-        Err(_) => SocketAddr::new(wanted.ip(), 0),
+/// The address that somebody asked for; in place of the usual one, when that is taken, any free port: a demo has no reason to fail on it.
+async fn address(wanted: SocketAddr) -> SocketAddr {
+    if wanted != USUAL || TcpListener::bind(wanted).await.is_ok() {
+        return wanted;
     }
+    eprintln!("{wanted} is taken: the demo is served on a free port");
+    SocketAddr::new(wanted.ip(), 0)
 }
 
 async fn seed(config: &Config) -> Result<String, CliError> {

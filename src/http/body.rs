@@ -1,14 +1,22 @@
 //! Reads the JSON body of a request: the right type, in time, and no larger than allowed.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
+    extract::Request,
     http::{HeaderMap, StatusCode, header},
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Body as _;
+use hyper::body::{Body as _, Frame, SizeHint};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -18,7 +26,7 @@ use super::error::ApiError;
 const READ_TIME: Duration = Duration::from_secs(30);
 /// How much, and for how long, is read on of a body that is too large. A connection that is closed while its caller still
 /// sends is reset, and the caller would never read why.
-const LINGER_BYTES: usize = 4 << 20;
+const LINGER_BYTES: usize = 32 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// The bytes of a body whose headers say that it is JSON.
@@ -70,6 +78,48 @@ async fn read(headers: &HeaderMap, mut body: Body, max_bytes: usize) -> Result<B
     whole.extend_from_slice(&first);
     whole.extend_from_slice(&rest);
     Ok(whole.freeze())
+}
+
+/// A body of which its request has one half, and whoever keeps the other half can read what the request leaves of it.
+#[derive(Clone)]
+pub(super) struct Kept(Arc<Mutex<Body>>);
+
+impl Kept {
+    /// Takes a request's body into care, unless it has none.
+    pub fn of(request: &mut Request) -> Option<Self> {
+        if request.body().is_end_stream() {
+            return None;
+        }
+        let kept = Self(Arc::new(Mutex::new(mem::take(request.body_mut()))));
+        *request.body_mut() = Body::new(kept.clone());
+        Some(kept)
+    }
+
+    pub fn rest(self) -> Body {
+        Body::new(self)
+    }
+
+    fn body(&self) -> MutexGuard<'_, Body> {
+        // Should a reader panic, there is nothing left to read.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl hyper::body::Body for Kept {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut *self.body()).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body().size_hint()
+    }
 }
 
 /// Reads on for a while, so that the caller reads its answer.

@@ -5,14 +5,17 @@ use std::panic::AssertUnwindSafe;
 use axum::{
     Router,
     extract::Request,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
 use uuid::Uuid;
 
-use super::error::ApiError;
+use super::{
+    body::{self, Kept},
+    error::ApiError,
+};
 
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -25,6 +28,9 @@ async fn shell(mut request: Request, next: Next) -> Response {
     let request_id = request_id(request.headers());
     // For handlers that say it beyond their answer.
     request.headers_mut().insert(X_REQUEST_ID, request_id.clone());
+    // HTTP/2 resets the stream of a request that was answered and not read to its end (RFC 9113, section 8.1), and there are callers that lose the answer with it.
+    let is_plain = request.version() == Version::HTTP_2 && request.method() != Method::CONNECT;
+    let kept = if is_plain && !request.headers().contains_key(header::EXPECT) { Kept::of(&mut request) } else { None };
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         // The panic hook has written what happened; the payload may hold anything and goes nowhere.
@@ -33,6 +39,9 @@ async fn shell(mut request: Request, next: Next) -> Response {
             ApiError::plain(StatusCode::INTERNAL_SERVER_ERROR).into_response()
         }
     };
+    if let Some(kept) = kept {
+        body::linger(kept.rest()).await;
+    }
     let mut response = in_shape(response, &request_id);
     let headers = response.headers_mut();
     headers.insert(X_REQUEST_ID, request_id);
@@ -84,11 +93,20 @@ fn shown(request_id: &HeaderValue) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
     use axum::{
         body::{Body, to_bytes},
         extract::Path,
         routing::{get, post},
     };
+    use futures::{StreamExt, stream};
     use serde_json::{Value, json};
     use tower::ServiceExt;
 
@@ -187,5 +205,24 @@ mod tests {
         check(&[b"caf\xe9"], false);
         check(&[b"one", b"two"], false);
         check(&[], false);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_read_of_a_body_is_read_on_http2() {
+        for (version, expect) in [(Version::HTTP_2, 2), (Version::HTTP_11, 0)] {
+            let read = Arc::new(AtomicUsize::new(0));
+            let counting = read.clone();
+            let parts = stream::iter(["one", "two"]).map(move |part| {
+                counting.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, Infallible>(part)
+            });
+            let request = Request::builder().method("POST").uri("/nowhere").version(version);
+            let response = app().oneshot(request.body(Body::from_stream(parts)).unwrap()).await.unwrap();
+            assert_eq!(
+                (response.status(), read.load(Ordering::Relaxed)),
+                (StatusCode::NOT_FOUND, expect),
+                "{version:?}"
+            );
+        }
     }
 }
