@@ -18,7 +18,7 @@ pub mod serve;
 pub mod user;
 pub mod webhook;
 
-use std::{collections::HashMap, env, future::Future, path::PathBuf};
+use std::{collections::HashMap, env, future::Future, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand};
 use sea_orm::DatabaseConnection;
@@ -331,12 +331,26 @@ fn build(mut builder: runtime::Builder) -> Result<Runtime, CliError> {
     builder.enable_all().build().map_err(|error| CliError::Software(format!("the threads cannot be started: {error}")))
 }
 
+/// Reads an argument that is an id.
+fn id<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "expected an id, such as 01a2091c-cfe8-75ce-96d7-252e74adc8aa")
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn the_tree_of_commands_is_sound() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_no_id_is_told_what_one_looks_like() {
+        for command in ["run --follow abc", "queue dead requeue abc", "queue dead discard abc", "webhook redeliver abc"]
+        {
+            let error = super::Cli::try_parse_from(format!("prompt-manager {command}").split(' ')).err().unwrap();
+            assert!(error.to_string().contains("expected an id, such as 01a2"), "{error}");
+        }
     }
 }

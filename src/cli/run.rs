@@ -27,7 +27,7 @@ use self::{
     request::Call,
     stdout::{Stdout, Unwritten, printable},
 };
-use super::{error::CliError, output::Output};
+use super::{error::CliError, id, output::Output};
 
 #[derive(Debug, clap::Args)]
 // The program's version is not a question for this command: a prompt has versions.
@@ -70,7 +70,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
     /// Write the text of a run that was started before, from its beginning; Ctrl-C leaves it alone
-    #[arg(long, value_name = "RUN", conflicts_with_all = [
+    #[arg(long, value_name = "RUN", value_parser = id::<Uuid>, conflicts_with_all = [
         "name", "texts", "values", "respond_async", "version", "timeout", "priority", "cache", "metadata", "idempotency_key",
     ])]
     follow: Option<Uuid>,

@@ -17,7 +17,7 @@ use crate::{
 
 #[derive(Debug, clap::Subcommand)]
 pub enum UserCommand {
-    /// Create a user; the password is the first line of stdin, or is asked for
+    /// Create a user; the password, of 15 characters at least, is the first line of stdin, or is asked for
     Create {
         /// With which the user signs in
         email: String,

@@ -15,6 +15,7 @@ use workers::{
 use super::{
     account::show_moment,
     error::CliError,
+    id,
     output::{Output, table},
 };
 use crate::{
@@ -48,6 +49,7 @@ pub enum WebhookCommand {
     /// Call a webhook again, whatever became of it before
     Redeliver {
         /// The delivery's id, as `webhook deliveries` shows it
+        #[arg(value_parser = id::<DeliveryId>)]
         id: DeliveryId,
     },
 }

@@ -138,7 +138,11 @@ pub(super) async fn linger(mut body: Body) {
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    require_type(headers, &["application/json"], "The Content-Type must be application/json")
+    require_type(
+        headers,
+        &["application/json"],
+        "The Content-Type must be application/json, and its charset UTF-8 if it names one",
+    )
 }
 
 fn require_type(headers: &HeaderMap, types: &[&str], sentence: &'static str) -> Result<(), ApiError> {

@@ -104,7 +104,11 @@ impl Asked {
             }
         }
         let mut filter = RunFilter {
-            state: take(&mut parameters, "state", "a state of runs")?,
+            state: take(
+                &mut parameters,
+                "state",
+                "'queued', 'running', 'succeeded', 'failed', 'cancelled' or 'expired'",
+            )?,
             prompt_name: parameters.remove("promptName"),
             model: parameters.remove("model"),
             lane: take::<Lane>(&mut parameters, "priority", "'interactive', 'default' or 'batch'")?,

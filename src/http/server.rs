@@ -8,7 +8,11 @@ mod deadline;
 
 use std::{io, time::Duration};
 
-use axum::Router;
+use axum::{
+    Router,
+    http::{HeaderValue, StatusCode, header::CONNECTION},
+    response::Response,
+};
 use futures::FutureExt;
 use hyper::rt::Executor;
 use hyper_util::{
@@ -22,6 +26,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::util::MapResponse;
 
 use self::deadline::{FirstRequest, HeadTimer, Watched};
 use crate::config::ServerConfig;
@@ -36,8 +41,9 @@ const MAX_STREAMS: u32 = 250;
 /// HTTP/2 has no idle time: a peer that is gone is found by asking it.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIME: Duration = Duration::from_secs(20);
-/// A connection that was made a moment before the server stops has a request on its way: it is not closed before that had the time to arrive.
-const OPENING: Duration = Duration::from_millis(500);
+/// A connection that was made, or answered, a moment before the server stops has a request on its way: it is not closed before that had the time to arrive. Each answer since
+/// then says that it is the last one.
+const ON_ITS_WAY: Duration = Duration::from_millis(500);
 /// Accepting fails for a while when the process has no descriptor left; trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -129,7 +135,15 @@ impl Connections {
         let timer = HeadTimer::new(self.header_read_timeout);
         let io = Watched::new(TokioIo::new(stream), first_request.clone(), timer.clone());
         let upgrades = Upgrades { tasks: self.tasks.clone(), stop: self.stop.clone(), cut: self.cut.clone() };
-        let service = TowerToHyperService::new(first_request.clone().noticed_by(self.router, upgrades));
+        let (stop, first) = (self.stop.clone(), first_request.clone());
+        let last = move |mut response: Response| {
+            if stop.is_cancelled() && first.is_http1() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        };
+        let service = MapResponse::new(first_request.noticed_by(self.router, upgrades), last);
+        let service = TowerToHyperService::new(service);
         let mut builder = Builder::new(TrackedExecutor { tasks: self.tasks, cut: self.cut.clone() });
         builder
             .http1()
@@ -147,8 +161,7 @@ impl Connections {
         pin!(connection);
         let stop = async {
             self.stop.cancelled().await;
-            // It comes, or it does not: either way this connection has had its chance.
-            let _ = timeout(OPENING, first_request.comes()).await;
+            sleep(ON_ITS_WAY).await;
         };
         pin!(stop);
         let mut stopping = false;

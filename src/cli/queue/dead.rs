@@ -21,6 +21,7 @@ use crate::{
     cli::{
         account::show_moment,
         error::CliError,
+        id,
         output::{Output, table},
     },
     config::Config,
@@ -39,13 +40,13 @@ pub enum DeadCommand {
     /// Start them again as new runs, with as much time as they had
     Requeue {
         /// The runs' ids
-        #[arg(required = true, value_name = "ID")]
+        #[arg(required = true, value_name = "ID", value_parser = id::<RunId>)]
         ids: Vec<RunId>,
     },
     /// Give them up: what they were to do is dropped, their history stays
     Discard {
         /// The runs' ids
-        #[arg(required = true, value_name = "ID")]
+        #[arg(required = true, value_name = "ID", value_parser = id::<RunId>)]
         ids: Vec<RunId>,
     },
 }

@@ -16,7 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, extract::Request, http::header, response::Response};
+use axum::{
+    Router,
+    extract::Request,
+    http::{Version, header},
+    response::Response,
+};
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -25,7 +30,11 @@ use super::Upgrades;
 
 /// Whether the connection has brought a request yet.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FirstRequest(CancellationToken);
+pub(super) struct FirstRequest {
+    came: CancellationToken,
+    /// By HTTP/1, in which an answer can say that it is the last one.
+    is_http1: Arc<AtomicBool>,
+}
 
 impl FirstRequest {
     pub(super) fn noticed_by(self, router: Router, upgrades: Upgrades) -> Noticing {
@@ -33,12 +42,11 @@ impl FirstRequest {
     }
 
     fn has_come(&self) -> bool {
-        self.0.is_cancelled()
+        self.came.is_cancelled()
     }
 
-    /// Ends when it has.
-    pub(super) async fn comes(&self) {
-        self.0.cancelled().await;
+    pub(super) fn is_http1(&self) -> bool {
+        self.is_http1.load(Ordering::Relaxed)
     }
 }
 
@@ -63,7 +71,10 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        self.first.0.cancel();
+        if !self.first.has_come() {
+            self.first.is_http1.store(request.version() <= Version::HTTP_11, Ordering::Relaxed);
+            self.first.came.cancel();
+        }
         if request.headers().contains_key(header::UPGRADE) {
             request.extensions_mut().insert(self.upgrades.clone());
         }

@@ -162,8 +162,8 @@ async fn stopping_closes_what_is_idle_and_answers_what_is_in_flight() {
     server.begun.notified().await;
 
     server.stop.cancel();
-    assert_eq!(closed_after(&mut idle).await, Duration::ZERO);
-    assert_eq!(closed_after(&mut new).await, OPENING, "its first request may be on its way");
+    assert_eq!(closed_after(&mut idle).await, ON_ITS_WAY, "its next request may be on its way");
+    assert_eq!(closed_after(&mut new).await, Duration::ZERO, "as may the first one of this");
     assert!(TcpStream::connect(server.address).await.is_err(), "the listener is closed");
 
     sleep(DRAIN_TIME / 2).await;
@@ -182,6 +182,23 @@ async fn a_request_that_was_on_its_way_when_the_server_stopped_is_answered() {
     new.write_all(GET).await.unwrap();
     let answer = read_until(&mut new, "fine").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(server.served.await.unwrap(), Cut(0));
+}
+
+#[tokio::test]
+async fn so_is_the_next_one_of_a_connection_that_was_answered_just_before() {
+    let server = Server::start().await;
+    let mut stream = server.connect().await;
+    stream.write_all(GET).await.unwrap();
+    let answer = read_until(&mut stream, "fine").await;
+    assert!(!answer.contains("connection: close"), "{answer}");
+    server.stop.cancel();
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    stream.write_all(GET).await.unwrap();
+    let answer = read_until(&mut stream, "fine").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
     assert_eq!(server.served.await.unwrap(), Cut(0));
 }
 

@@ -114,7 +114,9 @@ impl Leases {
                 run.losses = run.losses.saturating_add(1);
                 // Only a worker makes calls.
                 let owner = lease.worker.unwrap_or(worker);
-                Some(LostCall { worker: owner, fence: lease.fence, attempt, started_at: lease.taken_at })
+                // As the claim was told: never before the run.
+                let started_at = lease.taken_at.max(run.job.created_at);
+                Some(LostCall { worker: owner, fence: lease.fence, attempt, started_at })
             }
             // A reaper was lost before it had dealt with it.
             Task::Lost(call) => Some(call.clone()),

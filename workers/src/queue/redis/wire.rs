@@ -143,10 +143,10 @@ fn claim(head: &[u8], job: &[u8], ending: impl FnOnce() -> Result<Vec<u8>, Unrea
     let work = match (work, ending) {
         (b"call", _) => Work::Call,
         (b"answer", _) => Work::Answer,
-        (b"expire", _) => Work::Expire(lost_before(&lost)?),
-        (b"cancel", _) => Work::Cancel(lost_before(&lost)?),
-        (b"lost", _) => Work::Lost(lost_call(&lost)?),
-        (b"poison", _) => Work::Poison(lost_call(&lost)?),
+        (b"expire", _) => Work::Expire(lost_before(&lost, &job)?),
+        (b"cancel", _) => Work::Cancel(lost_before(&lost, &job)?),
+        (b"lost", _) => Work::Lost(lost_call(&lost, &job)?),
+        (b"poison", _) => Work::Poison(lost_call(&lost, &job)?),
         (_, Some(ending)) => match Ending::decode(&ending) {
             Ok(ending) => Work::Record(Box::new(ending)),
             Err(_) => return Ok(Read::Foreign { run, fence }),
@@ -216,17 +216,17 @@ pub(super) fn followed(answer: &[Vec<u8>], after: u64) -> Result<Followed, Unrea
 }
 
 /// There are no words when no call was lost.
-fn lost_before(words: &[&[u8]]) -> Result<Option<LostCall>, Unreachable> {
-    if words.is_empty() { Ok(None) } else { lost_call(words).map(Some) }
+fn lost_before(words: &[&[u8]], job: &Job) -> Result<Option<LostCall>, Unreachable> {
+    if words.is_empty() { Ok(None) } else { lost_call(words, job).map(Some) }
 }
 
-fn lost_call(words: &[&[u8]]) -> Result<LostCall, Unreachable> {
+fn lost_call(words: &[&[u8]], job: &Job) -> Result<LostCall, Unreachable> {
     let &[worker, fence, attempt, taken] = words else { return Err(garbled("a lost call without all of its words")) };
     Ok(LostCall {
         worker: if worker == b"-" { WorkerId::UNKNOWN } else { parse(worker)? },
         fence: Fence(parse(fence)?),
         attempt: parse(attempt)?,
-        started_at: UnixMillis(parse(taken)?),
+        started_at: UnixMillis(parse(taken)?).max(job.created_at),
     })
 }
 
