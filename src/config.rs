@@ -24,7 +24,7 @@ use workers::{
 
 pub(crate) use self::load::MAX_CACHE_TTL_MS;
 pub use self::{
-    keys::{ENV_PREFIX, KEYS, Key, Kind, MODEL_KEYS, PROVIDER_KEYS},
+    keys::{ENV_PREFIX, KEYS, Key, Kind, MODEL_KEYS, PROVIDER_KEYS, USUAL_LISTEN},
     load::{Flags, Inputs, Loaded},
     reader::Setting,
     source::{ConfigError, Source},

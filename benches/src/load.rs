@@ -147,7 +147,9 @@ impl Seen {
     pub fn clean(self) -> anyhow::Result<Self> {
         match &self.complaint {
             None => Ok(self),
-            Some(complaint) => bail!("{} of {} requests failed: {complaint}", self.errors, self.count()),
+            Some(complaint) => {
+                bail!("{} of {} requests failed: {complaint}", self.errors, self.errors + self.count() as u64)
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! `demo`: the whole product in one process, with the example of the published contract, and no key to anything.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -15,7 +15,7 @@ use crate::{
     accounts::{Accounts, NewAccount, Plan},
     audit::Actor,
     changes::Changes,
-    config::Config,
+    config::{Config, USUAL_LISTEN},
     db::StoreError,
     keys::{Keys, NewKey},
     node::{Node, Roles, open_database},
@@ -32,8 +32,6 @@ const EXAMPLE: &str = r#"{
     }
   }"#;
 const ACCOUNT: &str = "demo";
-/// Where the API is served unless somebody says otherwise.
-const USUAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
 /// Seeds a throw-away database, serves, runs the example over HTTP and shows what came back; then serves on, or ends with `once`.
 pub async fn run(mut config: Config, once: bool, output: Output) -> Result<(), CliError> {
@@ -63,7 +61,7 @@ pub async fn run(mut config: Config, once: bool, output: Output) -> Result<(), C
 
 /// The address that somebody asked for; in place of the usual one, when that is taken, any free port: a demo has no reason to fail on it.
 async fn address(wanted: SocketAddr) -> SocketAddr {
-    if wanted != USUAL || TcpListener::bind(wanted).await.is_ok() {
+    if wanted.to_string() != USUAL_LISTEN || TcpListener::bind(wanted).await.is_ok() {
         return wanted;
     }
     eprintln!("{wanted} is taken: the demo is served on a free port");

@@ -53,9 +53,12 @@ const fn short(short_env: &'static str, key: Key) -> Key {
     Key { short_env: Some(short_env), ..key }
 }
 
+/// Where the API is served unless somebody says otherwise.
+pub const USUAL_LISTEN: &str = "127.0.0.1:8080";
+
 /// The keys of the sections, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
-    short("PROMPT_MANAGER_LISTEN", key("server.listen", Kind::Text, "127.0.0.1:8080")),
+    short("PROMPT_MANAGER_LISTEN", key("server.listen", Kind::Text, USUAL_LISTEN)),
     short("PROMPT_MANAGER_METRICS_LISTEN", unset("server.metrics_listen", Kind::Text)),
     key("server.max_body_bytes", Kind::Number, "1048576"),
     key("server.header_read_timeout_ms", Kind::Number, "10000"),

@@ -9,7 +9,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -23,18 +23,13 @@ use axum::{
     response::Response,
 };
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
-use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::Upgrades;
 
-/// Whether the connection has brought a request yet.
+/// Whether the connection has brought a request yet, and by which version of HTTP.
 #[derive(Clone, Debug, Default)]
-pub(super) struct FirstRequest {
-    came: CancellationToken,
-    /// By HTTP/1, in which an answer can say that it is the last one.
-    is_http1: Arc<AtomicBool>,
-}
+pub(super) struct FirstRequest(Arc<OnceLock<Version>>);
 
 impl FirstRequest {
     pub(super) fn noticed_by(self, router: Router, upgrades: Upgrades) -> Noticing {
@@ -42,11 +37,12 @@ impl FirstRequest {
     }
 
     fn has_come(&self) -> bool {
-        self.came.is_cancelled()
+        self.0.get().is_some()
     }
 
+    /// Whether it came by HTTP/1, in which an answer can say that it is the last one.
     pub(super) fn is_http1(&self) -> bool {
-        self.is_http1.load(Ordering::Relaxed)
+        self.0.get().is_some_and(|version| *version <= Version::HTTP_11)
     }
 }
 
@@ -71,10 +67,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if !self.first.has_come() {
-            self.first.is_http1.store(request.version() <= Version::HTTP_11, Ordering::Relaxed);
-            self.first.came.cancel();
-        }
+        self.first.0.get_or_init(|| request.version());
         if request.headers().contains_key(header::UPGRADE) {
             request.extensions_mut().insert(self.upgrades.clone());
         }
