@@ -59,6 +59,7 @@ macro_rules! suite {
             }
             losses {
                 a_lost_call_is_told_and_then_made_again
+                a_lost_call_does_not_begin_before_its_run
                 what_a_lost_reaper_had_is_told_again
                 a_lost_call_that_is_handed_back_is_told_again
                 two_reapers_never_get_the_same_run

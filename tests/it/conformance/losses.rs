@@ -1,9 +1,9 @@
 //! What becomes of runs whose owner or time is gone.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use workers::{
-    job::Outcome,
+    job::{Job, Outcome},
     queue::{Held, LostCall, MAX_LOSSES, Work},
 };
 
@@ -25,6 +25,17 @@ pub async fn a_lost_call_is_told_and_then_made_again<S: Store>() {
     let again = bench.take().await;
     assert_eq!((again.attempt, again.started_at), (2, lost.started_at));
     assert!(again.fence > reaped.fence);
+}
+
+pub async fn a_lost_call_does_not_begin_before_its_run<S: Store>() {
+    let bench = S::open(SHORT).await;
+    // Its front door's reading of the queue's clock is a little ahead.
+    let early = run().job();
+    let job = Arc::new(Job { created_at: early.created_at.plus(1_000), ..(*early).clone() });
+    bench.enqueue(&job).await;
+    let lost = bench.take().await;
+    let Work::Lost(told) = bench.reap().await.work else { panic!("the call was lost") };
+    assert_eq!((lost.started_at, told.started_at), (job.created_at, job.created_at));
 }
 
 pub async fn what_a_lost_reaper_had_is_told_again<S: Store>() {
