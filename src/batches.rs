@@ -172,7 +172,7 @@ impl Inner {
             return Ok(view);
         }
         let fed: Vec<RunId> = self.store.fed(id).await?.into_iter().map(|(_, run)| run).collect();
-        let running = u32::try_from(self.engine.count_leased(fed).await).unwrap_or(u32::MAX).min(view.queued);
+        let running = u32::try_from(self.engine.count_leased(&fed).await).unwrap_or(u32::MAX).min(view.queued);
         Ok(BatchView { queued: view.queued - running, running, ..view })
     }
 }

@@ -1,23 +1,24 @@
-//! The changes that feed a batch, each one transaction that begins with the batch's own row. What uploads write is in [`upload`], what callers ask
-//! in [`asked`].
+//! The changes that feed a batch, each one transaction that begins with the batch's own row. How lines get their runs is in [`assign`], what uploads
+//! write in [`upload`], what callers ask in [`asked`].
 //!
 //! Whoever changes lines holds the lock on the batch's row, so that the counts move with the lines, and a front door that lost its claim
 //! changes nothing.
 
 mod asked;
+mod assign;
 mod upload;
 
 use std::time::Duration;
 
 use sea_orm::{
-    ActiveValue::Set, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, ExprTrait,
-    QueryFilter, QueryOrder, QuerySelect, QueryTrait, entity::prelude::*, sea_query::OnConflict,
+    DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, ExprTrait, QueryFilter, QueryOrder, QuerySelect,
+    entity::prelude::*,
 };
-use workers::job::{RunId, UnixMillis};
+use workers::job::UnixMillis;
 
 use super::{
     BatchId,
-    table::{BatchState, FedLine, LineState, Work, batches, lines},
+    table::{BatchState, LineState, Work, batches, lines},
 };
 use crate::db::{self, StoreError};
 
@@ -94,64 +95,6 @@ impl Store {
     pub(super) async fn work(&self, id: BatchId) -> Result<Option<Work>, StoreError> {
         let row = batches::Entity::find_by_id(id.0).one(&self.db).await?;
         Ok(row.map(|row| row.work()).transpose()?)
-    }
-
-    /// Chooses the runs of up to `limit` lines that wait.
-    pub(super) async fn assign(
-        &self,
-        id: BatchId,
-        limit: u64,
-        now: UnixMillis,
-    ) -> Result<Option<Vec<FedLine>>, StoreError> {
-        let transaction = db::begin(&self.db).await?;
-        let Some(batch) = self.ours(&transaction, id, now).await? else { return Ok(None) };
-        if batch.work()?.state != BatchState::Running {
-            return Ok(Some(Vec::new()));
-        }
-        let rows = waiting(&transaction, &batch, limit).await?;
-        let Some(last) = rows.last().map(|row| row.line_index) else { return Ok(Some(Vec::new())) };
-        let fed = LineState::Fed.as_str();
-        let mut assigned = Vec::with_capacity(rows.len());
-        let mut updates = Vec::with_capacity(rows.len());
-        for row in rows {
-            let run = RunId::at(now);
-            let (index, number) = (row.line_index, row.line_number);
-            assigned.push(FedLine { index, number, run, body: row.body.unwrap_or_default() });
-            updates.push(lines::ActiveModel {
-                batch: Set(id.0),
-                line_index: Set(index),
-                line_number: Set(number),
-                state: Set(fed.to_owned()),
-                run: Set(Some(run.0)),
-                ..Default::default()
-            });
-        }
-        let on_conflict = OnConflict::columns([lines::Column::Batch, lines::Column::LineIndex])
-            .update_columns([lines::Column::State, lines::Column::Run])
-            .to_owned();
-        let upsert = lines::Entity::insert_many(updates).on_conflict(on_conflict);
-        transaction.execute_raw(upsert.build(self.db.get_database_backend())).await?;
-        batches::Entity::update_many()
-            .col_expr(batches::Column::NextIndex, Expr::value(last.saturating_add(1)))
-            .filter(batches::Column::Id.eq(id.0))
-            .exec(&transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(assigned))
-    }
-
-    /// The bodies of some lines whose runs have ids.
-    pub(super) async fn bodies(&self, id: BatchId, indexes: &[i32]) -> Result<Vec<FedLine>, StoreError> {
-        let select = lines::Entity::find()
-            .filter(lines::Column::Batch.eq(id.0))
-            .filter(lines::Column::LineIndex.is_in(indexes.iter().copied()))
-            .filter(lines::Column::State.eq(LineState::Fed.as_str()));
-        let rows = select.all(&self.db).await?;
-        let line = |row: lines::Model| {
-            let (index, number) = (row.line_index, row.line_number);
-            Some(FedLine { index, number, run: RunId(row.run?), body: row.body.unwrap_or_default() })
-        };
-        Ok(rows.into_iter().filter_map(line).collect())
     }
 
     /// Ends lines whose runs have ended.
@@ -261,21 +204,6 @@ impl Store {
         }
         batches::Entity::find_by_id(id.0).one(transaction).await
     }
-}
-
-async fn waiting(
-    transaction: &DatabaseTransaction,
-    batch: &batches::Model,
-    limit: u64,
-) -> Result<Vec<lines::Model>, DbErr> {
-    lines::Entity::find()
-        .filter(lines::Column::Batch.eq(batch.id))
-        .filter(lines::Column::LineIndex.gte(batch.next_index))
-        .filter(lines::Column::State.eq(LineState::Waiting.as_str()))
-        .order_by_asc(lines::Column::LineIndex)
-        .limit(limit)
-        .all(transaction)
-        .await
 }
 
 /// Ends those of these lines that have not ended, and counts them.

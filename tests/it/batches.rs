@@ -7,7 +7,7 @@ use std::{
 
 use futures::StreamExt;
 use reqwest::{Body, RequestBuilder};
-use sea_orm::{ConnectionTrait, Database, Statement};
+use sea_orm::{ConnectionTrait, Database, Statement, TryGetable, prelude::Uuid};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -106,11 +106,16 @@ fn calls(app: &App) -> BTreeMap<String, usize> {
 }
 
 async fn count(app: &App, table: &str) -> i64 {
+    value(app, &format!("SELECT COUNT(*) AS value FROM {table}")).await
+}
+
+/// What is in the database, by a select of one `value`.
+async fn value<T: TryGetable>(app: &App, select: &str) -> T {
     let db = Database::connect(&app.database).await.unwrap();
-    let select = Statement::from_string(db.get_database_backend(), format!("SELECT COUNT(*) AS n FROM {table}"));
-    let count = db.query_one_raw(select).await.unwrap().unwrap().try_get("", "n").unwrap();
+    let select = Statement::from_string(db.get_database_backend(), select);
+    let value = db.query_one_raw(select).await.unwrap().unwrap().try_get("", "value").unwrap();
     db.close().await.unwrap();
-    count
+    value
 }
 
 async fn leaves_nothing(app: &App) {
@@ -332,11 +337,30 @@ crate::support::in_both_modes! {
     good_and_bad_lines_each_end_in_their_own_way
     what_has_ended_is_there_while_the_batch_runs
     a_cancelled_batch_ends_what_waits_and_what_runs
+    who_feeds_keeps_the_batch_while_its_last_runs_go_on
     refused_bodies_leave_nothing
     an_upload_that_breaks_off_leaves_nothing
     batches_belong_to_their_account
     an_interactive_run_does_not_wait_for_a_batch
     lines_wait_for_the_rate_limit_and_leave_half_of_it
+}
+
+/// Nobody else takes up a batch while its runs take their time.
+async fn who_feeds_keeps_the_batch_while_its_last_runs_go_on(mode: Mode) {
+    let app = app(mode).await;
+    let gate = Gate::new();
+    app.provider().set_default(Scripted::echo().held(&gate));
+    let id = accepted(&app, lines("h", 2)).await;
+    app.provider().wait_for_requests(2).await;
+    let claim = async || -> (i64, Uuid) {
+        let until = value(&app, "SELECT claimed_until AS value FROM batches").await;
+        (until, value(&app, "SELECT claimed_by AS value FROM batches").await)
+    };
+    let (until, owner) = claim().await;
+    eventually("the claim is renewed", async || claim().await.0 > until).await;
+    assert_eq!(claim().await.1, owner);
+    gate.open();
+    each_ran_once(&app, 0, &id, 2).await;
 }
 
 /// All lines of a batch have run, each once.

@@ -31,6 +31,7 @@ macro_rules! suite {
                 a_loss_of_memory_is_told_until_it_is_restored
                 one_worker_compares_the_ledger_in_a_while
                 a_run_is_located_until_it_has_ended
+                the_runs_that_a_worker_has_are_counted
                 a_run_is_recalled_until_it_is_finished
                 stats_count_every_run_where_it_is
                 the_store_answers

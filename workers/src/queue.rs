@@ -284,6 +284,9 @@ pub trait Queue: Send + Sync + 'static {
     /// Where a run is; `None` when the queue does not know it or it has ended.
     async fn locate(&self, run: RunId) -> Result<Option<Sighting>, Unreachable>;
 
+    /// How many of these runs a worker has.
+    async fn count_leased(&self, runs: &[RunId]) -> Result<usize, Unreachable>;
+
     /// The job and the ending of a run whose row may not be there, or complete, yet; `None` when the queue does not know the run, or it was
     /// finished.
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable>;

@@ -24,8 +24,10 @@ use crate::{
     run::{RunError, Runner},
 };
 
-/// Lines that are handed out in one go: their bodies are in memory.
-const CHUNK: u64 = 32;
+/// Lines that are handed out in one go, unless their bodies are large: as many as the ledger inserts in one transaction.
+const CHUNK: i32 = 256;
+/// Lines that are accepted at a time.
+const AT_ONCE: usize = 256;
 /// Lines of a cancelled batch that end in one transaction.
 const CANCEL_CHUNK: i32 = 5_000;
 /// Runs that are ended at a time.
@@ -71,7 +73,7 @@ pub(super) struct Feeder {
 struct Open {
     index: i32,
     /// What is left to do before the run is accepted.
-    line: Option<FedLine>,
+    line: Option<Arc<FedLine>>,
 }
 
 /// What became of a line that was handed out.
@@ -79,6 +81,12 @@ enum Handed {
     Accepted,
     Refused(Refused),
     Later(Duration),
+}
+
+impl Open {
+    fn of(line: FedLine) -> Self {
+        Self { index: line.index, line: Some(Arc::new(line)) }
+    }
 }
 
 impl Feeder {
@@ -123,7 +131,7 @@ impl Feeder {
             fed.iter().filter(|(_, run)| !accepted.contains(run)).map(|(index, _)| *index).collect();
         self.open = fed.into_iter().map(|(index, run)| (run, Open { index, line: None })).collect();
         for line in answered(self.inner.store.bodies(self.id, &missing)).await? {
-            self.open.insert(line.run, Open { index: line.index, line: Some(line) });
+            self.open.insert(line.run, Open::of(line));
         }
         Ok(())
     }
@@ -199,30 +207,33 @@ impl Feeder {
     /// Chooses the runs of the next lines; `false` when none waits, or there is no room.
     async fn assign(&mut self) -> Result<bool, Left> {
         let room = self.inner.settings.max_in_flight.saturating_sub(self.open.len());
-        let limit = u64::try_from(room).unwrap_or(u64::MAX).min(CHUNK);
+        let limit = i32::try_from(room).unwrap_or(i32::MAX).min(CHUNK);
         if limit == 0 {
             return Ok(false);
         }
         let at = Instant::now();
         let assigned = answered(self.inner.store.assign(self.id, limit, self.inner.engine.now())).await?;
         let lines = assigned.ok_or(Left::Lost)?;
+        if lines.is_empty() {
+            // Nothing was written, the claim neither.
+            return Ok(false);
+        }
         self.claimed_at = at;
-        let any = !lines.is_empty();
-        self.open.extend(lines.into_iter().map(|line| (line.run, Open { index: line.index, line: Some(line) })));
-        Ok(any)
+        self.open.extend(lines.into_iter().map(|line| (line.run, Open::of(line))));
+        Ok(true)
     }
 
     /// Accepts the lines whose runs were chosen. Whether any was accepted or refused.
     async fn accept(&mut self, work: &Work) -> Result<bool, Left> {
         let principal = answered(self.inner.keys.holder(work.key)).await?;
-        let lines: Vec<FedLine> = self.open.values().filter_map(|open| open.line.clone()).collect();
+        let lines: Vec<Arc<FedLine>> = self.open.values().filter_map(|open| open.line.clone()).collect();
         // Limits are taken one by one, so that the first line that has to wait holds back the others.
         let limits = &self.inner.runner.limits();
         let at_once =
-            if limits.account_requests_per_minute.or(limits.key_requests_per_minute).is_some() { 1 } else { 32 };
+            if limits.account_requests_per_minute.or(limits.key_requests_per_minute).is_some() { 1 } else { AT_ONCE };
         let (runner, principal, until) = (&self.inner.runner, principal.as_ref(), self.claimed_at + CLAIM - STEP / 4);
         let mut handed = stream::iter(lines)
-            .map(async |line| (line.run, hand(runner, principal, line, until).await))
+            .map(async |line| (line.run, hand(runner, principal, &line, until).await))
             .buffer_unordered(at_once);
         let (mut accepted, mut refused, mut wait) = (Vec::new(), Vec::new(), None);
         while let Some((run, handed)) = handed.next().await {
@@ -262,7 +273,9 @@ impl Feeder {
         let at = Instant::now();
         let left = answered(self.inner.store.cancel_waiting(self.id, CANCEL_CHUNK, self.inner.engine.now())).await?;
         let more = left.ok_or(Left::Lost)?;
-        self.claimed_at = at;
+        if more {
+            self.claimed_at = at;
+        }
         let unborn = self.open.iter().filter(|(_, open)| open.line.is_some());
         let unborn: Vec<(RunId, LineState)> = unborn.map(|(run, _)| (*run, LineState::Cancelled)).collect();
         self.end(&unborn).await?;
@@ -282,7 +295,7 @@ impl Feeder {
 }
 
 /// Hands one line out. Not after `until`: another front door may have the batch then, and its runs may have ended and been forgotten.
-async fn hand(runner: &Runner, principal: Option<&Principal>, line: FedLine, until: Instant) -> Handed {
+async fn hand(runner: &Runner, principal: Option<&Principal>, line: &FedLine, until: Instant) -> Handed {
     let number = u32::try_from(line.number).unwrap_or_default();
     let refused =
         |code: &str, sentence: String| Handed::Refused(Refused { index: line.index, code: code.to_owned(), sentence });

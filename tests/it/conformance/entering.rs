@@ -135,6 +135,32 @@ pub async fn a_run_is_located_until_it_has_ended<S: Store>() {
     assert_eq!(bench.queue.locate(other.id).await.unwrap(), None);
 }
 
+pub async fn the_runs_that_a_worker_has_are_counted<S: Store>() {
+    let bench = S::open(LONG).await;
+    // One is not known, one in a call, one begins its second call, one has ended, one was put off, one waits.
+    let unknown = run().job().id;
+    let mut runs = vec![unknown];
+    let mut take = async || {
+        let job = run().job();
+        bench.enqueue(&job).await;
+        runs.push(job.id);
+        bench.take().await
+    };
+    take().await;
+    let again = take().await;
+    bench.retry(&again, Duration::ZERO).await;
+    assert_eq!(bench.take().await.job.id, again.job.id);
+    let ended = take().await;
+    bench.stash(&succeeded(&ended)).await;
+    bench.retry(&take().await, LONG).await;
+    let waits = run().job();
+    bench.enqueue(&waits).await;
+    runs.push(waits.id);
+    assert_eq!(runs.len(), 6);
+    assert_eq!(bench.queue.count_leased(&runs).await.unwrap(), 2);
+    assert_eq!(bench.queue.count_leased(&[]).await.unwrap(), 0);
+}
+
 pub async fn a_run_is_recalled_until_it_is_finished<S: Store>() {
     let bench = S::open(LONG).await;
     let job = run().job();

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::{StreamExt, stream};
-
 use super::{Engine, Promise, SubmitError, admitted};
 use crate::{
     fail,
@@ -11,9 +9,6 @@ use crate::{
     ledger::{LedgerError, RunRecord},
     queue::{Admission, RateRule, Submission},
 };
-
-/// Runs that the queue is asked about at a time.
-const LOOKS: usize = 32;
 
 impl Engine {
     /// Accepts a run that nobody waits for. It may be repeated with the same id for as long as nobody knows what became of it: a row that is
@@ -54,11 +49,7 @@ impl Engine {
     }
 
     /// How many of these runs a worker has. None, while the queue does not say.
-    pub async fn count_leased(&self, runs: Vec<RunId>) -> usize {
-        let look = |run| {
-            let queue = self.0.queue.clone();
-            async move { matches!(queue.locate(run).await, Ok(Some(seen)) if seen.leased) }
-        };
-        stream::iter(runs).map(look).buffer_unordered(LOOKS).filter(|leased| std::future::ready(*leased)).count().await
+    pub async fn count_leased(&self, runs: &[RunId]) -> usize {
+        self.0.queue.count_leased(runs).await.unwrap_or_default()
     }
 }

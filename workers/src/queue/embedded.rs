@@ -250,6 +250,11 @@ impl Queue for EmbeddedQueue {
         Ok(self.step(|state, _| state.locate(run)))
     }
 
+    async fn count_leased(&self, runs: &[RunId]) -> Result<usize, Unreachable> {
+        let is_leased = |state: &State, run: &RunId| state.locate(*run).is_some_and(|seen| seen.leased);
+        Ok(self.step(|state, _| runs.iter().filter(|run| is_leased(state, run)).count()))
+    }
+
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
         Ok(self.step(|state, _| state.recall(run)))
     }

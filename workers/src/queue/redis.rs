@@ -247,15 +247,7 @@ impl Queue for RedisQueue {
         for batch in held.chunks(BATCH) {
             let step =
                 wire::with_fences(self.step(scripts::HEARTBEAT).arg(millis(self.lease)).arg(worker.to_string()), batch);
-            let answers: Vec<u8> = self.run(step).await?;
-            if answers.len() != batch.len() {
-                return Err(wire::garbled("a heartbeat without an answer for every run"));
-            }
-            renewals.extend(answers.into_iter().map(|answer| match answer {
-                0 => Renewal::Held,
-                1 => Renewal::Cancel,
-                _ => Renewal::Lost,
-            }));
+            renewals.extend(wire::renewals(self.run(step).await?, batch.len())?);
         }
         Ok(renewals)
     }
@@ -346,6 +338,14 @@ impl Queue for RedisQueue {
             "leased" => Some(Sighting { leased: true, started_at }),
             _ => None,
         })
+    }
+
+    async fn count_leased(&self, runs: &[RunId]) -> Result<usize, Unreachable> {
+        let mut leased = 0;
+        for batch in runs.chunks(BATCH) {
+            leased += self.run::<usize>(wire::with_runs(self.step(scripts::COUNT_LEASED), batch)).await?;
+        }
+        Ok(leased)
     }
 
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {

@@ -175,6 +175,10 @@ impl Queue for FaultyQueue {
         self.inner.locate(run).await
     }
 
+    async fn count_leased(&self, runs: &[RunId]) -> Result<usize, Unreachable> {
+        self.inner.count_leased(runs).await
+    }
+
     async fn recall(&self, run: RunId) -> Result<Option<Recalled>, Unreachable> {
         self.inner.recall(run).await
     }

@@ -3,7 +3,7 @@
 use super::{
     BATCH, RedisQueue,
     parts::{self, Before},
-    scripts,
+    scripts, wire,
 };
 use crate::{
     job::RunId,
@@ -18,8 +18,7 @@ impl RedisQueue {
     pub(super) async fn missing_of(&self, runs: &[RunId]) -> Result<Vec<RunId>, Unreachable> {
         let mut missing = Vec::new();
         for batch in runs.chunks(BATCH) {
-            let step = batch.iter().fold(self.step(scripts::MISSING), |step, run| step.arg(run.to_string()));
-            let is_missing: Vec<bool> = self.run(step).await?;
+            let is_missing: Vec<bool> = self.run(wire::with_runs(self.step(scripts::MISSING), batch)).await?;
             missing.extend(batch.iter().zip(is_missing).filter(|(_, is_missing)| *is_missing).map(|(run, _)| *run));
         }
         Ok(missing)

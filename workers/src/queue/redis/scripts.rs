@@ -72,6 +72,7 @@ steps! { STEPS:
     APPEND = "append", "", "append.lua";
     FOLLOW = "follow", "", "follow.lua";
     LOCATE = "locate", "'no-writes'", "locate.lua";
+    COUNT_LEASED = "count_leased", "'no-writes'", "count_leased.lua";
     RECALL = "recall", "'no-writes'", "recall.lua";
     MISSING = "missing", "'no-writes'", "missing.lua";
     PAUSE_SCOPE = "pause_scope", "'allow-oom'", "pause_scope.lua";

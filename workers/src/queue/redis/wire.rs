@@ -7,7 +7,10 @@ use redis::{FromRedisValue, Value};
 use super::{connect::unreachable, scripts::Invocation};
 use crate::{
     job::{Ending, Event, Fence, Job, Logged, RunId, UnixMillis, WorkerId},
-    queue::{Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, ScopeLimits, Unreachable, Work},
+    queue::{
+        Admission, Admitted, Claim, Followed, Held, LogMark, LostCall, RateLeft, Renewal, ScopeLimits, Unreachable,
+        Work,
+    },
 };
 
 /// When to try again while too much waits: about the time in which a busy pool moves on.
@@ -38,12 +41,29 @@ pub(super) fn limits(invocation: Invocation, limits: &ScopeLimits, before: &[Cla
         .arg(optional(limits.at_once.map(|at_once| super::millis(at_once.next).saturating_add(1))))
 }
 
+/// Adds runs.
+pub(super) fn with_runs(step: Invocation, runs: &[RunId]) -> Invocation {
+    runs.iter().fold(step, |step, run| step.arg(run.to_string()))
+}
+
 /// Adds runs, each with the fence that somebody has.
 pub(super) fn with_fences(mut step: Invocation, runs: &[(RunId, Fence)]) -> Invocation {
     for (run, fence) in runs {
         step = step.arg(run.to_string()).arg(fence.0);
     }
     step
+}
+
+/// What a heartbeat answers, for each of the runs that were asked for.
+pub(super) fn renewals(answers: Vec<u8>, asked: usize) -> Result<impl Iterator<Item = Renewal>, Unreachable> {
+    if answers.len() != asked {
+        return Err(garbled("a heartbeat without an answer for every run"));
+    }
+    Ok(answers.into_iter().map(|answer| match answer {
+        0 => Renewal::Held,
+        1 => Renewal::Cancel,
+        _ => Renewal::Lost,
+    }))
 }
 
 /// A limit as the scripts take it: empty when there is none.
