@@ -81,7 +81,7 @@ async fn execute(rig: &Rig, text: &[String]) {
     };
     let claim = rig.queue.claim(WorkerId::new(), 1, &[limits]).await.unwrap().claims.pop().unwrap();
     if let Some(log) = claim.log {
-        let text = NewText { first: log.next, deltas: text.to_vec() };
+        let text = NewText { first: log.next, before: 0, deltas: text.to_vec() };
         rig.queue.append(claim.job.id, claim.fence, &text).await.unwrap();
     }
     let ending = Ending {

@@ -109,7 +109,7 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     pub fn new(shared: &'a Shared, claim: &'a Claim, log: LogMark, collector: &'a Collector) -> Self {
-        Self { shared, claim, collector, pending: NewText { first: log.next, deltas: Vec::new() } }
+        Self { shared, claim, collector, pending: NewText { first: log.next, ..NewText::default() } }
     }
 
     /// Writes until the call has ended and all is written, or the run is no longer ours. A call that is dropped may be repeated.
@@ -124,8 +124,7 @@ impl<'a> Writer<'a> {
             }
             match fail::around("append", self.shared.queue.append(run, fence, &self.pending)).await {
                 Ok(Held::Done) => {
-                    self.pending.first += u64::try_from(self.pending.deltas.len()).unwrap_or(u64::MAX);
-                    self.pending.deltas.clear();
+                    self.pending.pass();
                     self.pause().await;
                 }
                 // Its heartbeat tells the same.

@@ -6,7 +6,7 @@ use crate::job::Logged;
 
 /// How long the log of a run can be read after its end.
 pub const LOG_RETENTION: Duration = Duration::from_secs(600);
-/// Text that one log keeps, in bytes: more than any model writes. What comes after that reaches those who follow live, and is in the output.
+/// Text of one call that a log keeps, in bytes: more than any model writes. What comes after that reaches those who follow live, and is in the output.
 pub const LOG_BYTES: usize = 4 << 20;
 /// Events that one look into a log returns, at most.
 pub const LOG_PAGE: usize = 256;
@@ -25,7 +25,18 @@ pub struct LogMark {
 pub struct NewText {
     /// The place of the first delta. Those whose places are taken are in the log already: they came with a step whose answer was lost.
     pub first: u64,
+    /// Bytes of text that the call has said before the first delta.
+    pub before: u64,
     pub deltas: Vec<String>,
+}
+
+impl NewText {
+    /// The log has it: what comes next is said after it.
+    pub fn pass(&mut self) {
+        self.first += self.deltas.len() as u64;
+        self.before += self.deltas.iter().map(|delta| delta.len() as u64).sum::<u64>();
+        self.deltas.clear();
+    }
 }
 
 /// What [`Queue::follow`](super::Queue::follow) found.

@@ -222,7 +222,7 @@ async fn a_lost_stream_fails_and_is_not_billed_again() {
     let silent = lost(&rig, &claim);
     assert!(matches!(settle(&rig.shared, &silent).await, Done::Gone), "nobody was told anything yet");
     let claim = rig.claim().await;
-    let text = NewText { first: 5, deltas: vec!["Bon".into()] };
+    let text = NewText { first: 5, before: 0, deltas: vec!["Bon".into()] };
     rig.queue.append(claim.job.id, claim.fence, &text).await.unwrap();
     let said = Claim { log: Some(LogMark { streamed: true, ..before }), ..lost(&rig, &claim) };
     let ending = recorded(settle(&rig.shared, &said).await);

@@ -23,7 +23,6 @@ pub(super) struct Log {
     /// As [`Followed::Log`] has it.
     began: u64,
     followers: Vec<FrontDoorId>,
-    bytes: usize,
     streamed: bool,
 }
 
@@ -43,12 +42,14 @@ impl Log {
 
     /// Adds the deltas from the place `first` on that are not there yet.
     pub(super) fn append(&mut self, run: RunId, text: &NewText, outbox: &mut Outbox) {
-        let known = self.length().saturating_sub(text.first.saturating_sub(1));
-        for delta in text.deltas.iter().skip(usize::try_from(known).unwrap_or(usize::MAX)) {
-            self.bytes += delta.len();
-            let event = Event::Delta(delta.clone());
-            self.events.push(if self.bytes <= LOG_BYTES { event.clone() } else { Event::Skipped });
-            self.tell(run, event, outbox);
+        let mut said = text.before;
+        for (place, delta) in (text.first..).zip(&text.deltas) {
+            said = said.saturating_add(delta.len() as u64);
+            if place > self.length() {
+                let event = Event::Delta(delta.clone());
+                self.events.push(if said <= LOG_BYTES as u64 { event.clone() } else { Event::Skipped });
+                self.tell(run, event, outbox);
+            }
         }
         self.streamed = true;
     }

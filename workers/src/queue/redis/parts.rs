@@ -151,7 +151,7 @@ impl Part for Appended {
 }
 
 fn text(step: Invocation, text: &NewText) -> Invocation {
-    let step = step.arg(text.first).arg(text.deltas.len());
+    let step = step.arg(text.first).arg(text.before).arg(text.deltas.len());
     text.deltas.iter().fold(step, |step, delta| step.arg(delta))
 }
 

@@ -8,6 +8,7 @@ mod offers;
 mod property;
 mod replies;
 mod server;
+mod texts;
 mod together;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use self::server::Server;
 use super::*;
 use crate::job::{AccountId, Attempt, AttemptOutcome, Caching, Lane, ModelRequest, Target, Usage, WIRE_VERSION};
-use crate::queue::{AtOnce, LostCall, Work};
+use crate::queue::{AtOnce, LogMark, LostCall, Work};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -7,7 +7,7 @@ local over, parts, landings = {}, {}, {}
 
 -- Whether the run is over with this. Those that wait behind it are told when all are.
 local function finish(id, fence)
-  if short(id, true, fence) then return true end
+  if short_and_free(id, true, fence) then return true end
   local run = find(id)
   if not run then return true end
   if run.fence ~= fence or (run.state ~= 'leased' and run.state ~= 'ended') then return false end

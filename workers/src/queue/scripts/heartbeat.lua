@@ -6,7 +6,7 @@ find_all(ids)
 
 local answers = {}
 for i, id in ipairs(ids) do
-  local run, answer = find(id), 2
+  local record, run, answer = record_of(id), find(id), 2
   if run and run.fence == ARGV[2 * i + 2] and (run.state == 'leased' or run.state == 'ended') then
     -- A call whose lease ran out has lost its slot with it, so it cannot be renewed; an ending that waits to be recorded can.
     local calling = run.state == 'leased' and run.work == 'call'
@@ -16,7 +16,11 @@ for i, id in ipairs(ids) do
       -- Who took an offer is known from here on.
       if calling and not run.owner then
         run.owner = ARGV[2]
-        changed[id] = true
+        if type(record) == 'string' and string.byte(record) == OFFERED then
+          own_short(id, run, record)
+        else
+          changed[id] = true
+        end
       end
       if calling and has(run.held, 's') then call('ZADD', key('slots', run.scope), expiry, id) end
       answer = (run.cancel and run.state == 'leased') and 1 or 0

@@ -14,34 +14,32 @@ local function note(id, followers, event)
   tell_of(id, followers, call('RPUSH', key('events', id), event), event)
 end
 
--- Adds text to the log, up to `most` bytes of it; `kept` is how many it has. `text.first` is the place that the first delta should get: those whose place
--- is taken came with a step whose answer was lost. With `ending`, that comes last. Answers how many bytes the log has now.
-local function note_text(id, followers, text, kept, most, ending)
-  local events, kept = key('events', id), tonumber(kept) or 0
+-- Text as a step brings it, from the argument `at` on: the place that the first delta should get, how many bytes the call has said before, how many deltas there
+-- are, and the deltas. Answers where the next argument is.
+local function after_text(at)
+  return at + 3 + tonumber(ARGV[at + 2])
+end
+
+-- Adds the text at `at` to the log, up to `most` bytes of a call. Deltas whose places are taken came with a step whose answer was lost. With `ending`,
+-- that comes last.
+local function note_text(id, followers, at, most, ending)
+  local place, said, events = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), PREFIX .. 'events:' .. id
   local entries, length = {}, call('LLEN', events)
-  for i, delta in ipairs(text) do
-    if text.first + i - 1 > length then
-      kept = kept + #delta
+  for i = at + 3, after_text(at) - 1 do
+    local delta = ARGV[i]
+    said = said + #delta
+    if place > length then
       local event = 'd' .. delta
-      entries[#entries + 1] = kept <= most and event or 'x'
+      entries[#entries + 1] = said <= most and event or 'x'
       tell_of(id, followers, length + #entries, event)
     end
+    place = place + 1
   end
   if ending then
     entries[#entries + 1] = ending
     tell_of(id, followers, length + #entries, ending)
   end
   if #entries > 0 then call('RPUSH', events, unpack(entries)) end
-  return kept
-end
-
--- Reads text as a step brings it: the place of its first delta, how many there are, and the deltas. Also answers where the next argument is.
-local function text_at(at)
-  local after = at + 2 + tonumber(ARGV[at + 1])
-  if after == at + 2 then return nil, after end
-  local text = { unpack(ARGV, at + 2, after - 1) }
-  text.first = tonumber(ARGV[at])
-  return text, after
 end
 
 local function follows(followers, front_door)
@@ -70,9 +68,9 @@ local function head_of(id, run, work, number, waited)
 end
 
 -- The ending comes last in a log, behind the text, if there is one.
-local function end_log(id, followers, ending, text, kept, most)
+local function end_log(id, followers, ending, text, most)
   if text then
-    note_text(id, followers, text, kept, most, 'e' .. ending)
+    note_text(id, followers, text, most, 'e' .. ending)
   else
     note(id, followers, 'e' .. ending)
   end
@@ -81,6 +79,6 @@ end
 
 -- The ending is the last event, for those who follow, and a message to the front door that waits. With `text`, that comes before it.
 local function announce(id, run, ending, text, most)
-  if run.log then end_log(id, run.followers, ending, text, run.kept, most) end
+  if run.log then end_log(id, run.followers, ending, text, most) end
   if run.reply_to and not follows(run.followers, run.reply_to) then reply(run.reply_to, ending) end
 end

@@ -6,18 +6,18 @@
 --
 --     r<log><fence> <head> <ready>                            waits in line, and was never called for
 --     l<log><fence> <head> <ready>                            was offered as it came
---     c<log><fence> <head> <ready> <owner> <taken> <held>     was claimed, for its first call
+--     c<log><fence> <head> <ready> <owner> <taken> <held>     was claimed, for its first call, or offered to who is known by now
 --
--- An 'e' stands in front when the run has ended. The log is an 'l' or a '-', and is followed by whoever waits for the reply. The head is what the run came with
--- (`put.lua`); what it held of limits is a '-' when there are none.
-local SHORT = '^(e?)([rlc])([l-])(%d+) (%S+) (%d+) (%d+) (%l+) (%S+) (%S+) (%d+)(.*)$'
+-- An 'e' stands in front when the run has ended. The log is a '-' when there is none, otherwise an 'l', or a 'd' when text is in it that counts; it is followed by
+-- whoever waits for the reply. The head is what the run came with (`put.lua`); what it held of limits is a '-' when that is nothing, and an 'o' of an offer.
+local SHORT = '^(e?)([rlc])([ld-])(%d+) (%S+) (%d+) (%d+) (%l+) (%S+) (%S+) (%d+)(.*)$'
 -- The same, to be recognised only: captures cost ten times as much.
-local SHORT_FORM = '^e?[rlc][l-]%d+ %S+ %d+ %d+ %l+ %S+ %S+ %d+'
+local SHORT_FORM = '^e?[rlc][ld-]%d+ %S+ %d+ %d+ %l+ %S+ %S+ %d+'
 local CLAIMED = '^ (%S+) (%d+) (%S+)$'
 -- The first of these, and what a claim asks of it.
 local WAITING = '^r[l-](%d+) %S+ (%d+) (%d+) %l+ %S+ ([^%s,]+)%S* (%d+)$'
 -- The letters, and '-', as bytes.
-local OFFERED, TAKEN, ENDED, LOGGED, NOTHING = 108, 99, 101, 108, 45
+local OFFERED, TAKEN, ENDED, LOGGED, STREAMED, NOTHING, OFFER = 108, 99, 101, 108, 100, 45, 111
 
 -- The scope of the target with this number, from 0. Those of all targets are written with commas between them.
 local function scope_of(scopes, target)
@@ -43,7 +43,7 @@ local function unpacked(record)
     state = ended == 'e' and 'ended' or 'leased', fence = given(fence, '0'), reply_to = reply_to, ready = ready, deadline = deadline, lane = lane,
     account = account, tokens = tokens, scope = scope_of(scopes, 0), scopes = scopes,
   }
-  if log == 'l' then run.log, run.followers = '1', reply_to end
+  if log ~= '-' then run.log, run.followers = log == 'd' and 'd' or '1', reply_to end
   if kind == 'r' then
     run.state = 'ready'
   else
@@ -89,15 +89,29 @@ local function write(name, value)
   written = written + 2
 end
 
--- The short record of a run that `find_all` has read, if it is leased under this fence, or has ended, and held nothing.
+-- The short record of a run that `find_all` has read, if it is leased under this fence, or has ended.
 local function short(id, has_ended, fence)
   local record = records[id]
   if type(record) ~= 'string' then return nil end
   local at = has_ended and 2 or 1
   if has_ended and string.byte(record) ~= ENDED then return nil end
   local kind = string.byte(record, at)
-  if kind ~= OFFERED and not (kind == TAKEN and string.byte(record, -1) == NOTHING) then return nil end
+  if kind ~= OFFERED and kind ~= TAKEN then return nil end
   if string.find(record, fence .. ' ', at + 2, true) == at + 2 then return record end
+end
+
+-- The same, if it held nothing that its end gives back.
+local function short_and_free(id, has_ended, fence)
+  local record = short(id, has_ended, fence)
+  if not record or string.byte(record, has_ended and 2 or 1) == OFFERED then return record end
+  local held = string.byte(record, -1)
+  if held == NOTHING or held == OFFER then return record end
+end
+
+-- Whoever waits for the reply to a run with this short record under this fence.
+local function short_reply_to(record, fence)
+  local at = #fence + 4
+  if string.byte(record, at) ~= NOTHING then return string.sub(record, at, string.find(record, ' ', at, true) - 1) end
 end
 
 local function write_short(id, record)
@@ -127,6 +141,11 @@ local function claim_short(id, run, worker, held)
   if string.byte(record, 2) == LOGGED then run.log, run.followers = '1', given(string.match(rest, '%S+'), '-') end
   run.fence = fence
   write_short(id, 'c' .. (run.log and 'l' or '-') .. fence .. rest .. ' ' .. worker .. ' ' .. NOW .. ' ' .. (held == '' and '-' or held))
+end
+
+-- Makes the short record of a run that was offered that of one whose owner is known.
+local function own_short(id, run, record)
+  write(PREFIX .. 'run:' .. id, 'c' .. string.sub(record, 2) .. ' ' .. run.owner .. ' ' .. run.taken .. ' o')
 end
 
 -- Names and values in one command: an even number.

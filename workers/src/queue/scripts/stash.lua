@@ -1,5 +1,5 @@
--- ARGV: lease, bytes of text that a log keeps, then of every ending: id, fence, `<tokens used, or -> <state of the ended run>`, ending; and, when text comes
--- before it, which a 't' in front of the tokens says, the place of its first delta, how many deltas, deltas. Answers 'd' (done), or else a letter for each:
+-- ARGV: lease, bytes of a call's text that a log keeps, then of every ending: id, fence, `<tokens used, or -> <state of the ended run>`, ending; and, when text comes
+-- before it, which a 't' in front of the tokens says, that text (`after_text`). Answers 'd' (done), or else a letter for each:
 -- 'd', 'e' (elsewhere) or 'u' (unknown).
 local unknown, ended = {}, 0
 
@@ -8,11 +8,9 @@ local function stash_short(id, of, record, ending, text)
   ended = ended + 1
   write_short(id, 'e' .. record)
   write(PREFIX .. 'end:' .. id, ending)
-  -- Behind the fence stands who waits for the reply.
-  local at = #of + 4
-  local reply_to = string.byte(record, at) ~= NOTHING and string.sub(record, at, string.find(record, ' ', at, true) - 1) or nil
-  if string.byte(record, 2) == LOGGED then
-    end_log(id, reply_to, ending, text, nil, tonumber(ARGV[2]))
+  local reply_to = short_reply_to(record, of)
+  if string.byte(record, 2) ~= NOTHING then
+    end_log(id, reply_to, ending, text, tonumber(ARGV[2]))
   elseif reply_to then
     reply(reply_to, ending)
   end
@@ -20,7 +18,7 @@ local function stash_short(id, of, record, ending, text)
 end
 
 local function stash(id, of, what, ending, text)
-  local record = short(id, false, of)
+  local record = short_and_free(id, false, of)
   if record then return stash_short(id, of, record, ending, text) end
   local run = find(id)
   if not run then
@@ -59,7 +57,7 @@ while at < last do
   places[endings], ids[endings] = at, ARGV[at]
   if string.byte(ARGV[at + 2]) == 116 then
     texts = texts or {}
-    texts[endings], at = text_at(at + 4)
+    texts[endings], at = at + 4, after_text(at + 4)
   else
     at = at + 4
   end

@@ -7,14 +7,14 @@ use super::*;
 const AT_ONCE: Duration = Duration::ZERO;
 
 /// Has a worker claim and wait in such a way that as many runs may be offered as it has executors. It must find nothing to claim.
-async fn make_room(queue: &RedisQueue, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) {
+pub(super) async fn make_room(queue: &RedisQueue, worker: WorkerId, free: usize, scopes: &[ScopeLimits]) {
     for _ in 0..2 {
         assert!(queue.claim(worker, free, scopes).await.unwrap().claims.is_empty());
         queue.rest(worker, AT_ONCE).await.unwrap();
     }
 }
 
-async fn offered(queue: &RedisQueue, worker: WorkerId, free: usize) -> Vec<Claim> {
+pub(super) async fn offered(queue: &RedisQueue, worker: WorkerId, free: usize) -> Vec<Claim> {
     soon(queue.wait(worker, free, Duration::from_secs(20), &CancellationToken::new())).await.unwrap()
 }
 
