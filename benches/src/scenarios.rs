@@ -1,5 +1,6 @@
 //! What is measured. Each scenario is a file and says there what it asks.
 
+mod batch;
 mod closed;
 mod drain;
 mod growth;
@@ -29,6 +30,8 @@ pub enum Scenario {
     Stream,
     /// Submit many runs that do nothing, then let them drain
     Drain,
+    /// The same runs as the lines of one batch
+    Batch,
     /// One request at a time, with pauses: what an idle engine adds
     Idle,
     /// Small accounts beside one that floods
@@ -80,6 +83,7 @@ pub async fn measure(scenario: Scenario, plan: &Plan, report: &mut Report) -> an
         Scenario::Slow => closed::slow(plan, report).await,
         Scenario::Stream => closed::stream(plan, report).await,
         Scenario::Drain => drain::drain(plan, report).await,
+        Scenario::Batch => batch::batch(plan, report).await,
         Scenario::Idle => idle::idle(plan, report).await,
         Scenario::Tenants => tenants::tenants(plan, report).await,
         Scenario::Sockets => sockets::sockets(plan, report).await,
