@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Lines that are handed out in one go, unless their bodies are large: as many as the ledger inserts in one transaction.
-const CHUNK: i32 = 256;
+const CHUNK: u64 = 256;
 /// Lines that are accepted at a time.
 const AT_ONCE: usize = 256;
 /// Lines of a cancelled batch that end in one transaction.
@@ -207,7 +207,7 @@ impl Feeder {
     /// Chooses the runs of the next lines; `false` when none waits, or there is no room.
     async fn assign(&mut self) -> Result<bool, Left> {
         let room = self.inner.settings.max_in_flight.saturating_sub(self.open.len());
-        let limit = i32::try_from(room).unwrap_or(i32::MAX).min(CHUNK);
+        let limit = u64::try_from(room).unwrap_or(u64::MAX).min(CHUNK);
         if limit == 0 {
             return Ok(false);
         }
@@ -225,9 +225,10 @@ impl Feeder {
 
     /// Accepts the lines whose runs were chosen. Whether any was accepted or refused.
     async fn accept(&mut self, work: &Work) -> Result<bool, Left> {
+        let began = Instant::now();
         let principal = answered(self.inner.keys.holder(work.key)).await?;
         let lines: Vec<Arc<FedLine>> = self.open.values().filter_map(|open| open.line.clone()).collect();
-        // Limits are taken one by one, so that the first line that has to wait holds back the others.
+        // Limits are taken one by one, so that the first line that has to wait holds back the others; what is not reached soon goes on with the next look.
         let limits = &self.inner.runner.limits();
         let at_once =
             if limits.account_requests_per_minute.or(limits.key_requests_per_minute).is_some() { 1 } else { AT_ONCE };
@@ -240,12 +241,10 @@ impl Feeder {
             match handed {
                 Handed::Accepted => accepted.push(run),
                 Handed::Refused(line) => refused.push((run, line)),
-                Handed::Later(after) => {
-                    wait = wait.max(Some(after));
-                    if at_once == 1 {
-                        break;
-                    }
-                }
+                Handed::Later(after) => wait = wait.max(Some(after)),
+            }
+            if at_once == 1 && (wait.is_some() || began.elapsed() > LONG) {
+                break;
             }
         }
         drop(handed);
@@ -274,6 +273,7 @@ impl Feeder {
         let left = answered(self.inner.store.cancel_waiting(self.id, CANCEL_CHUNK, self.inner.engine.now())).await?;
         let more = left.ok_or(Left::Lost)?;
         if more {
+            // Otherwise nothing may have been written.
             self.claimed_at = at;
         }
         let unborn = self.open.iter().filter(|(_, open)| open.line.is_some());

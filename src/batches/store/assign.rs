@@ -17,29 +17,56 @@ use crate::{
     db::{self, StoreError},
 };
 
+/// Lines that are looked at in one transaction.
+const WINDOW: i32 = 1_000;
 /// What the bodies of lines take that are handed out in one go, unless one alone is larger: they are in memory.
 const MAX_BYTES: i64 = 4 << 20;
 
 impl Store {
-    /// Chooses the runs of up to `limit` lines that wait.
+    /// Chooses the runs of up to `limit` lines that wait. None, when none waits.
     pub(in crate::batches) async fn assign(
         &self,
         id: BatchId,
-        limit: i32,
+        limit: u64,
         now: UnixMillis,
     ) -> Result<Option<Vec<FedLine>>, StoreError> {
-        let transaction = db::begin(&self.db).await?;
-        let Some(batch) = self.ours(&transaction, id, now).await? else { return Ok(None) };
-        if batch.work()?.state != BatchState::Running {
-            return Ok(Some(Vec::new()));
+        loop {
+            let transaction = db::begin(&self.db).await?;
+            let Some(batch) = self.ours(&transaction, id, now).await? else { return Ok(None) };
+            let window = batch.next_index..batch.next_index.saturating_add(WINDOW).min(batch.total);
+            if batch.work()?.state != BatchState::Running || window.is_empty() {
+                return Ok(Some(Vec::new()));
+            }
+            let range = next(&transaction, id, &window, limit).await?;
+            let assigned = self.assign_all(&transaction, id, &range, now).await?;
+            batches::Entity::update_many()
+                .col_expr(batches::Column::NextIndex, Expr::value(range.end))
+                .filter(batches::Column::Id.eq(id.0))
+                .exec(&transaction)
+                .await?;
+            transaction.commit().await?;
+            // A window of lines that were refused is passed for good.
+            if !assigned.is_empty() {
+                return Ok(Some(assigned));
+            }
         }
-        let Some(next) = next(&transaction, &batch, limit).await? else { return Ok(Some(Vec::new())) };
-        let rows = waiting(id, &next).all(&transaction).await?;
+    }
+
+    async fn assign_all(
+        &self,
+        transaction: &DatabaseTransaction,
+        id: BatchId,
+        range: &Range<i32>,
+        now: UnixMillis,
+    ) -> Result<Vec<FedLine>, StoreError> {
         let line = |row: lines::Model| {
             let (index, number) = (row.line_index, row.line_number);
             FedLine { index, number, run: RunId::at(now), body: row.body.unwrap_or_default() }
         };
-        let assigned: Vec<FedLine> = rows.into_iter().map(line).collect();
+        let assigned: Vec<FedLine> = waiting(id, range).all(transaction).await?.into_iter().map(line).collect();
+        if assigned.is_empty() {
+            return Ok(assigned);
+        }
         let updates = assigned.iter().map(|line| lines::ActiveModel {
             batch: Set(id.0),
             line_index: Set(line.index),
@@ -53,13 +80,7 @@ impl Store {
             .to_owned();
         let upsert = lines::Entity::insert_many(updates).on_conflict(on_conflict);
         transaction.execute_raw(upsert.build(self.db.get_database_backend())).await?;
-        batches::Entity::update_many()
-            .col_expr(batches::Column::NextIndex, Expr::value(next.end))
-            .filter(batches::Column::Id.eq(id.0))
-            .exec(&transaction)
-            .await?;
-        transaction.commit().await?;
-        Ok(Some(assigned))
+        Ok(assigned)
     }
 
     /// The bodies of some lines whose runs have ids.
@@ -77,37 +98,30 @@ impl Store {
     }
 }
 
-/// The next up to `limit` lines of which any waits, as far as there is memory for their bodies.
+/// The part of a window that has its first lines that wait, up to `limit`, and as far as there is memory for their bodies.
 async fn next(
     transaction: &DatabaseTransaction,
-    batch: &batches::Model,
-    limit: i32,
-) -> Result<Option<Range<i32>>, DbErr> {
-    let mut from = batch.next_index;
-    while from < batch.total {
-        let range = from..from.saturating_add(limit).min(batch.total);
-        let sizes = waiting(BatchId(batch.id), &range)
-            .select_only()
-            .column(lines::Column::LineIndex)
-            .expr(Expr::cust("COALESCE(octet_length(body), 0)"))
-            .into_tuple::<(i32, i32)>()
-            .all(transaction)
-            .await?;
-        let mut bytes = 0;
-        let is_beyond = |(_, size): &&(i32, i32)| {
-            let is_first = bytes == 0;
-            bytes += i64::from(*size);
-            !is_first && bytes > MAX_BYTES
-        };
-        if let Some((index, _)) = sizes.iter().find(is_beyond) {
-            return Ok(Some(from..*index));
+    id: BatchId,
+    window: &Range<i32>,
+    limit: u64,
+) -> Result<Range<i32>, DbErr> {
+    // One more than may be taken: it is where the next ones begin.
+    let sizes = waiting(id, window)
+        .select_only()
+        .column(lines::Column::LineIndex)
+        .expr(Expr::cust("COALESCE(octet_length(body), 0)"))
+        .limit(limit.saturating_add(1))
+        .into_tuple::<(i32, i32)>()
+        .all(transaction)
+        .await?;
+    let mut bytes = 0;
+    for (taken, (index, size)) in (0..).zip(&sizes) {
+        bytes += i64::from(*size);
+        if taken == limit || (taken > 0 && bytes > MAX_BYTES) {
+            return Ok(window.start..*index);
         }
-        if !sizes.is_empty() {
-            return Ok(Some(range));
-        }
-        from = range.end;
     }
-    Ok(None)
+    Ok(window.clone())
 }
 
 /// The lines of a range that wait. By the range alone the database knows that they are few: without it, one that has no statistics yet reads
@@ -158,7 +172,7 @@ mod tests {
         (store, id)
     }
 
-    async fn assigned(store: &Store, id: BatchId, limit: i32) -> Vec<i32> {
+    async fn assigned(store: &Store, id: BatchId, limit: u64) -> Vec<i32> {
         let lines = store.assign(id, limit, NOW).await.unwrap().unwrap();
         lines.iter().map(|line| line.index).collect()
     }
@@ -170,6 +184,17 @@ mod tests {
         assert_eq!(assigned(&store, id, 1).await, [3]);
         assert_eq!(assigned(&store, id, 1).await, [6], "those that were refused are passed over");
         assert!(assigned(&store, id, 10).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn refused_lines_are_passed_once() {
+        let sizes: Vec<Option<usize>> = (0..2 * WINDOW + 500).map(|index| (index % 2_000 == 0).then_some(10)).collect();
+        let (store, id) = batch(&sizes).await;
+        let next_index = async || batches::Entity::find_by_id(id.0).one(&store.db).await.unwrap().unwrap().next_index;
+        assert_eq!(assigned(&store, id, 1).await, [0]);
+        assert_eq!(assigned(&store, id, 1).await, [2_000]);
+        assert_eq!(next_index().await, 2 * WINDOW + 500, "nothing is left to look at");
+        assert!(assigned(&store, id, 1).await.is_empty());
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ local CLAIMED = '^ (%S+) (%d+) (%S+)$'
 -- The first of these, and what a claim asks of it.
 local WAITING = '^r[l-](%d+) %S+ (%d+) (%d+) %l+ %S+ ([^%s,]+)%S* (%d+)$'
 -- The letters, and '-', as bytes.
-local OFFERED, TAKEN, ENDED, LOGGED, STREAMED, NOTHING, OFFER = 108, 99, 101, 108, 100, 45, 111
+local OFFERED, TAKEN, ENDED, LOGGED, NOTHING, OFFER = 108, 99, 101, 108, 45, 111
 
 -- The scope of the target with this number, from 0. Those of all targets are written with commas between them.
 local function scope_of(scopes, target)
