@@ -23,7 +23,7 @@ const WINDOW: i32 = 1_000;
 const MAX_BYTES: i64 = 4 << 20;
 
 impl Store {
-    /// Chooses the runs of up to `limit` lines that wait. None, when none waits.
+    /// Chooses the runs of up to `limit` lines that wait: of no line when none waits. `None` when the claim is lost.
     pub(in crate::batches) async fn assign(
         &self,
         id: BatchId,
