@@ -51,7 +51,7 @@ struct Options {
     /// Callers at a time, for `sync` [default: 1,16,64,256] and `stream` [default: 16,64]
     #[arg(long, value_delimiter = ',')]
     callers: Vec<usize>,
-    /// Runs of `drain`
+    /// Runs of `drain`, and lines of `batch`, which has 100,000 at most
     #[arg(long, default_value_t = 100_000)]
     runs: usize,
     /// Open WebSockets of `sockets`

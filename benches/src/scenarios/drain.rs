@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use sea_orm::{ConnectionTrait, DatabaseConnection, Statement};
+use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Statement};
 use tokio::time::sleep;
 
 use super::{Plan, row};
@@ -23,11 +23,8 @@ const SUBMITTERS: usize = 64;
 pub async fn drain(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     for round in 0..plan.rounds {
         for &mode in &plan.modes {
-            let engine = Engine::start(mode, &plan.setup).await?;
-            let ledger = servers::connect(&engine.database_url()).await?;
+            let (engine, ledger) = warm(mode, plan).await?;
             let target = Target::engine(&engine, run_of(NO_OP, false))?;
-            load::all_of(&engine.background()?, &target.body, 16, 200).await?.clean()?;
-            until_all_ended(&ledger).await?;
             let (mut accepting, mut draining) = (Duration::ZERO, Duration::ZERO);
             let work = async || {
                 if mode == Mode::Distributed {
@@ -70,16 +67,30 @@ async fn all_succeeded(ledger: &DatabaseConnection) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A new engine that has executed a few such runs, and its ledger.
+pub async fn warm(mode: Mode, plan: &Plan) -> anyhow::Result<(Engine, DatabaseConnection)> {
+    let engine = Engine::start(mode, &plan.setup).await?;
+    let ledger = servers::connect(&engine.database_url()).await?;
+    load::all_of(&engine.background()?, &run_of(NO_OP, false), 16, 200).await?.clean()?;
+    until_all_ended(&ledger).await?;
+    Ok((engine, ledger))
+}
+
 /// Waits until no run of the ledger is unfinished.
 pub async fn until_all_ended(ledger: &DatabaseConnection) -> anyhow::Result<()> {
+    let text = "SELECT 1 WHERE NOT EXISTS (SELECT id FROM runs WHERE finished_at IS NULL)";
+    until_found(ledger, text).await.map(drop)
+}
+
+/// Waits until a select finds something. It asks the ledger: who asks the engine would be part of what is measured.
+pub async fn until_found(ledger: &DatabaseConnection, text: &str) -> anyhow::Result<QueryResult> {
     let give_up = Instant::now() + Duration::from_secs(1800);
-    let text = "SELECT id FROM runs WHERE finished_at IS NULL LIMIT 1";
     while Instant::now() < give_up {
         let query = Statement::from_string(ledger.get_database_backend(), text);
-        if ledger.query_one_raw(query).await?.is_none() {
-            return Ok(());
+        if let Some(found) = ledger.query_one_raw(query).await? {
+            return Ok(found);
         }
         sleep(Duration::from_millis(50)).await;
     }
-    bail!("half an hour later there are unfinished runs still")
+    bail!("half an hour later this finds nothing still: {text}")
 }

@@ -24,10 +24,8 @@ use crate::{
     run::{RunError, Runner},
 };
 
-/// Lines that are handed out in one go, unless their bodies are large: as many as the ledger inserts in one transaction.
-const CHUNK: u64 = 256;
-/// Lines that are accepted at a time.
-const AT_ONCE: usize = 256;
+/// Lines that are handed out in one go, unless their bodies are large, and accepted at a time: as many as the ledger inserts in one transaction.
+const CHUNK: usize = 256;
 /// Lines of a cancelled batch that end in one transaction.
 const CANCEL_CHUNK: i32 = 5_000;
 /// Runs that are ended at a time.
@@ -207,12 +205,11 @@ impl Feeder {
     /// Chooses the runs of the next lines; `false` when none waits, or there is no room.
     async fn assign(&mut self) -> Result<bool, Left> {
         let room = self.inner.settings.max_in_flight.saturating_sub(self.open.len());
-        let limit = u64::try_from(room).unwrap_or(u64::MAX).min(CHUNK);
-        if limit == 0 {
+        if room == 0 {
             return Ok(false);
         }
         let at = Instant::now();
-        let assigned = answered(self.inner.store.assign(self.id, limit, self.inner.engine.now())).await?;
+        let assigned = answered(self.inner.store.assign(self.id, room.min(CHUNK), self.inner.engine.now())).await?;
         let lines = assigned.ok_or(Left::Lost)?;
         if lines.is_empty() {
             // Nothing was written, the claim neither.
@@ -231,7 +228,7 @@ impl Feeder {
         // Limits are taken one by one, so that the first line that has to wait holds back the others; what is not reached soon goes on with the next look.
         let limits = &self.inner.runner.limits();
         let at_once =
-            if limits.account_requests_per_minute.or(limits.key_requests_per_minute).is_some() { 1 } else { AT_ONCE };
+            if limits.account_requests_per_minute.or(limits.key_requests_per_minute).is_some() { 1 } else { CHUNK };
         let (runner, principal, until) = (&self.inner.runner, principal.as_ref(), self.claimed_at + CLAIM - STEP / 4);
         let mut handed = stream::iter(lines)
             .map(async |line| (line.run, hand(runner, principal, &line, until).await))

@@ -27,7 +27,7 @@ impl Store {
     pub(in crate::batches) async fn assign(
         &self,
         id: BatchId,
-        limit: u64,
+        limit: usize,
         now: UnixMillis,
     ) -> Result<Option<Vec<FedLine>>, StoreError> {
         loop {
@@ -103,19 +103,19 @@ async fn next(
     transaction: &DatabaseTransaction,
     id: BatchId,
     window: &Range<i32>,
-    limit: u64,
+    limit: usize,
 ) -> Result<Range<i32>, DbErr> {
     // One more than may be taken: it is where the next ones begin.
     let sizes = waiting(id, window)
         .select_only()
         .column(lines::Column::LineIndex)
         .expr(Expr::cust("COALESCE(octet_length(body), 0)"))
-        .limit(limit.saturating_add(1))
+        .limit(limit as u64 + 1)
         .into_tuple::<(i32, i32)>()
         .all(transaction)
         .await?;
     let mut bytes = 0;
-    for (taken, (index, size)) in (0..).zip(&sizes) {
+    for (taken, (index, size)) in sizes.iter().enumerate() {
         bytes += i64::from(*size);
         if taken == limit || (taken > 0 && bytes > MAX_BYTES) {
             return Ok(window.start..*index);
@@ -172,7 +172,7 @@ mod tests {
         (store, id)
     }
 
-    async fn assigned(store: &Store, id: BatchId, limit: u64) -> Vec<i32> {
+    async fn assigned(store: &Store, id: BatchId, limit: usize) -> Vec<i32> {
         let lines = store.assign(id, limit, NOW).await.unwrap().unwrap();
         lines.iter().map(|line| line.index).collect()
     }
