@@ -36,6 +36,8 @@ async fn text_is_noted_and_nothing_else_is_written() {
         assert!(said.into_iter().all(|said| said.unwrap() == Held::Done));
     };
     say(&text(3, 0, &["Bon"])).await;
+    let runs: Vec<RunId> = claims.iter().map(|claim| claim.job.id).collect();
+    assert_eq!(queue.count_leased(&runs).await.unwrap(), RUNS, "also those that were offered");
     for heard_of in [false, true] {
         if heard_of {
             let held: Vec<_> = claims.iter().map(|claim| (claim.job.id, claim.fence)).collect();
